@@ -1,0 +1,245 @@
+"""Float simulation of a forecaster: one step, a whole window, a closed loop.
+
+Everything here works on normalised values; ``window`` alone takes and returns
+physical units, as the trained model does. Arrays may carry any leading axes
+before the batch, and so may the weights of a ``Cell``: that is how a stack of
+perturbed models is rolled out in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetqs.errors import BadInput
+from edgetqs.model import (
+    RECURRENT,
+    Activation,
+    Bidirectional,
+    Dense,
+    Forecaster,
+    Gru,
+    Layer,
+    Lstm,
+    Recurrent,
+    RepeatVector,
+    Reshape,
+)
+
+Values: TypeAlias = NDArray[np.floating[Any]]
+#: One tuple a layer: (h, c) for an LSTM, (h,) for a GRU or SimpleRNN, () otherwise.
+State: TypeAlias = tuple[tuple[Values, ...], ...]
+
+
+def sigmoid(x: Values) -> Values:
+    return 0.5 * np.tanh(0.5 * x) + 0.5
+
+
+FUNCTIONS: dict[str, Callable[[Values], Values]] = {
+    "linear": lambda x: x,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "relu": lambda x: np.maximum(x, 0),
+    "hard_sigmoid_keras2": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
+    "hard_sigmoid_keras3": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One layer ready to multiply: matrices (..., inputs, gates * units)."""
+
+    layer: Layer
+    kernel: Values
+    bias: Values
+    recurrent_kernel: Values
+    recurrent_bias: Values
+
+
+def cell(layer: Layer, dtype: type = np.float64) -> Cell:
+    """``layer`` with its gates side by side, transposed for ``x @ W``."""
+
+    def columns(name: str) -> Values:
+        blocks = getattr(layer, name, None)
+        if blocks is None:
+            return np.zeros(0, dtype)
+        return np.concatenate(list(blocks)).T.astype(dtype)  # (gates, units[, inputs]) -> ([inputs,] gates * units)
+
+    return Cell(layer, columns("kernel"), columns("bias"), columns("recurrent_kernel"), columns("recurrent_bias"))
+
+
+def cells(forecaster: Forecaster, dtype: type = np.float64) -> tuple[Cell, ...]:
+    return tuple(cell(layer, dtype) for layer in forecaster.layers)
+
+
+def zero_state(stack: tuple[Cell, ...], batch: tuple[int, ...]) -> State:
+    """The state after a reset; ``batch`` holds the leading axes."""
+    return tuple(zero_cell_state(one, batch) for one in stack)
+
+
+def zero_cell_state(one: Cell, batch: tuple[int, ...]) -> tuple[Values, ...]:
+    if not isinstance(one.layer, RECURRENT):
+        return ()
+    units = one.recurrent_kernel.shape[-2]
+    zeros = np.zeros((*batch, units), one.kernel.dtype)
+    return (zeros, zeros) if isinstance(one.layer, Lstm) else (zeros,)
+
+
+def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, tuple[Values, ...]]:
+    """One step of one layer: (output, next state)."""
+    layer = one.layer
+    if isinstance(layer, Activation):
+        return FUNCTIONS[layer.function](x), ()
+    if isinstance(layer, Dense):
+        return FUNCTIONS[layer.activation](x @ one.kernel + one.bias), ()
+    if not isinstance(layer, RECURRENT):
+        raise BadInput("this layer cannot run step by step", layer.name)
+    inputs = x @ one.kernel + one.bias
+    h = state[0]
+    units = h.shape[-1]
+    activation = FUNCTIONS[layer.activation]
+    if isinstance(layer, Lstm):
+        z = inputs + h @ one.recurrent_kernel
+        gate = FUNCTIONS[layer.recurrent_activation]
+        i, f, o = gate(z[..., :units]), gate(z[..., units : 2 * units]), gate(z[..., 3 * units :])
+        c = f * state[1] + i * activation(z[..., 2 * units : 3 * units])
+        h = o * activation(c)
+        return h, (h, c)
+    if isinstance(layer, Gru):
+        zr = slice(0, 2 * units)
+        new = slice(2 * units, 3 * units)
+        gates = FUNCTIONS[layer.recurrent_activation](
+            inputs[..., zr] + h @ one.recurrent_kernel[..., zr] + one.recurrent_bias[zr]
+        )
+        z, r = gates[..., :units], gates[..., units:]
+        if layer.reset_after:
+            candidate = r * (h @ one.recurrent_kernel[..., new] + one.recurrent_bias[new])
+        else:
+            candidate = (r * h) @ one.recurrent_kernel[..., new]
+        h = z * h + (1 - z) * activation(inputs[..., new] + candidate)
+        return h, (h,)
+    h = activation(inputs + h @ one.recurrent_kernel)
+    return h, (h,)
+
+
+def step(stack: tuple[Cell, ...], state: State, x: Values) -> tuple[Values, State]:
+    """One step of a streaming model: x (..., inputs) -> (y (..., outputs), next state)."""
+    after = []
+    for one, own in zip(stack, state, strict=True):
+        x, own = step_cell(one, own, x)
+        after.append(own)
+    return x, tuple(after)
+
+
+def run(stack: tuple[Cell, ...], state: State, x: Values) -> tuple[Values, State]:
+    """Open loop: x (..., T, inputs) -> (y (..., T, outputs), state after the last step)."""
+    outputs = []
+    for t in range(x.shape[-2]):
+        y, state = step(stack, state, x[..., t, :])
+        outputs.append(y)
+    return np.stack(outputs, axis=-2), state
+
+
+def next_input(forecaster: Forecaster, x: Values, y: Values, future: Values | None) -> Values:
+    """The closed loop's next input from the last input, the last output and the known values.
+
+    ``future`` has all inputs' columns; those in ``feedback.known`` are read.
+    Held inputs keep their value from ``x``.
+    """
+    shape = np.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+    following = np.broadcast_to(x, (*shape, x.shape[-1])).copy()
+    known = list(forecaster.feedback.known)
+    if known:
+        if future is None:
+            raise BadInput("inputs known ahead need their future values", forecaster.name)
+        following[..., known] = future[..., known]
+    for source, target in forecaster.feedback.pairs:
+        gain, offset = feedback_affine(forecaster, source, target)
+        following[..., target] = y[..., source] * gain + offset
+    return following
+
+
+def feedback_affine(forecaster: Forecaster, source: int, target: int) -> tuple[float, float]:
+    """(gain, offset) that take a normalised output to a normalised input."""
+    out, into = forecaster.outputs[source], forecaster.inputs[target]
+    return out.std / into.std, (out.mean - into.mean) / into.std
+
+
+def closed_loop(
+    forecaster: Forecaster,
+    stack: tuple[Cell, ...],
+    state: State,
+    x: Values,
+    y: Values,
+    horizon: int,
+    future: Values | None = None,
+) -> tuple[Values, State]:
+    """Forecast ``horizon`` steps: (forecast (..., horizon, outputs), last state).
+
+    ``x`` and ``y`` are the last input and output, so the first forecast is
+    ``y`` itself. Row k of ``future`` (..., horizon, inputs) holds the inputs at
+    the time of forecast k; the last row is not needed.
+    """
+    outputs = [y]
+    for k in range(1, horizon):
+        x = next_input(forecaster, x, y, None if future is None else future[..., k - 1, :])
+        y, state = step(stack, state, x)
+        outputs.append(y)
+    shape = np.broadcast_shapes(*(value.shape for value in (outputs[0], outputs[-1])))
+    return np.stack([np.broadcast_to(value, shape) for value in outputs], axis=-2), state
+
+
+def normalise(forecaster: Forecaster, x: Values) -> Values:
+    """Physical inputs (..., inputs) to what the layers see."""
+    return (x - np.array([c.mean for c in forecaster.inputs])) / np.array([c.std for c in forecaster.inputs])
+
+
+def physical(forecaster: Forecaster, y: Values) -> Values:
+    """Normalised outputs (..., outputs) to physical units."""
+    return y * np.array([c.std for c in forecaster.outputs]) + np.array([c.mean for c in forecaster.outputs])
+
+
+def window(forecaster: Forecaster, x: Values) -> Values:
+    """What the trained model gives for whole windows.
+
+    x (batch, T, inputs) in physical units -> (batch, outputs), or
+    (batch, T, outputs) where the last layer returns sequences.
+    """
+    value = normalise(forecaster, np.asarray(x, np.float64))
+    for layer in forecaster.layers:
+        value = apply(layer, value)
+    return physical(forecaster, value)
+
+
+def apply(layer: Layer, value: Values) -> Values:
+    """One layer over a whole window, the way Keras runs it: from a zero state."""
+    if isinstance(layer, RECURRENT):
+        return _sequence(layer, value)
+    if isinstance(layer, Bidirectional):
+        forward, backward = _sequence(layer.forward, value), _sequence(layer.backward, value)
+        if layer.backward.return_sequences:
+            backward = backward[:, ::-1]
+        merge = {
+            "sum": np.add,
+            "mul": np.multiply,
+            "ave": lambda a, b: (a + b) / 2,
+            "concat": lambda a, b: np.concatenate([a, b], -1),
+        }
+        return merge[layer.merge_mode](forward, backward)
+    if isinstance(layer, Reshape):
+        return value.reshape(len(value), *layer.shape)
+    if isinstance(layer, RepeatVector):
+        return np.repeat(value[:, None], layer.times, axis=1)
+    return step_cell(cell(layer), (), value)[0]
+
+
+def _sequence(layer: Recurrent, x: Values) -> Values:
+    one = cell(layer)
+    if layer.go_backwards:
+        x = x[:, ::-1]
+    outputs, _ = run((one,), zero_state((one,), (len(x),)), x)
+    return outputs if layer.return_sequences else outputs[:, -1]
