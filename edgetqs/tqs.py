@@ -1,0 +1,229 @@
+"""Trajectory-based Quantization Sensitivity: how a weight error grows over a rollout.
+
+For a unit l with weights W, Gaussian directions d with |d| = eps |W|, both
+signs, and T steps from the same starting states,
+
+    G(T) = E[ 1/T sum_t mean_o (y_t(W +- d) - y_t(W))_o^2 / s_o^2 ] / |d|^2
+
+with s the spread of the unperturbed rollouts. Forward passes only; no
+bit-width, no quantizer, no data. The local score is the same for one
+perturbed step from the reference's own states; G(T) over the local score is
+the amplification by the dynamics.
+
+The method follows the abstract of arXiv 2606.13300; DESIGN.md tells what is
+reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgetqs.model import Forecaster
+from edgetqs.rollout import Cell, State, Values, next_input, run, step
+from edgetqs.trajectories import Trajectories, synthesise
+from edgetqs.units import Unit, norm, units, weights
+
+#: G(eps) and G(eps/2) must agree within this for a score to stand on a plateau.
+PLATEAU = 0.10
+#: Deviation, in units of the trajectory's spread, from which on it no longer grows linearly.
+SATURATED = 0.3
+#: Relative deviations below this are within float32 noise of a rollout.
+NOISE = 2e-5
+EPSILONS = (1e-2, 2.5e-3, 4e-2)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitScore:
+    """One unit's sensitivity; ``growth`` is G by step, ``flag`` says why to doubt it."""
+
+    unit: Unit
+    sensitivity: float
+    local: float
+    growth: tuple[float, ...]
+    epsilon: float
+    flag: str = ""
+
+    @property
+    def tqs(self) -> float:
+        """The figure shown to users: relative deviation of the rollout for a unit weight error."""
+        return float(np.sqrt(self.sensitivity))
+
+    @property
+    def amplification(self) -> float:
+        """G(T) over the local score: what the dynamics add."""
+        return self.sensitivity / self.local if self.local > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """TQS of every unit, over ``horizon`` steps; ``scored`` of them before saturation."""
+
+    granularity: str
+    horizon: int
+    scored: int
+    units: tuple[UnitScore, ...]
+    spread: tuple[float, ...]
+    trajectories: int
+    collapsed: int
+    diverged: int
+    forward_passes: int
+
+    @property
+    def flagged(self) -> tuple[UnitScore, ...]:
+        return tuple(unit for unit in self.units if unit.flag)
+
+
+def score(
+    forecaster: Forecaster,
+    horizon: int = 24,
+    granularity: str = "gate",
+    *,
+    directions: int = 4,
+    trajectories: int = 48,
+    seed: int = 0,
+    start: Trajectories | None = None,
+) -> Score:
+    """The sensitivity of each unit of a streaming forecaster.
+
+    Without feedback the trajectory is the recurrence over the window and
+    ``horizon`` is ignored. ``start`` replaces the synthetic starting states,
+    for an audit with data. Raises ``BadInput`` for models that cannot stream.
+    """
+    if not forecaster.feedback.pairs:
+        horizon = forecaster.window
+    if start is None:
+        start = synthesise(forecaster, horizon + 1, count=trajectories, seed=seed, dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    reference, states, inputs = _reference(forecaster, start)
+    states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
+    one_step = step(start.stack, states, inputs.reshape(-1, inputs.shape[-1]))[0]
+
+    measured = []
+    passes = len(inputs.reshape(-1, 1)) // inputs.shape[-1]
+    for unit in units(forecaster, granularity):
+        size = norm(forecaster, unit)
+        if size == 0:
+            measured.append((unit, np.zeros(len(reference)), 0.0, EPSILONS[0], "all weights are zero"))
+            continue
+        deltas = _directions(forecaster, unit, directions, rng)
+        growth, epsilon, flag, used = _plateau(forecaster, start, reference, unit, deltas, size)
+        tilted = _perturbed(start.stack, unit, deltas, epsilon * size)
+        off = step(tilted, states, inputs.reshape(-1, inputs.shape[-1]))[0] - one_step
+        local = float(np.mean((off / start.spread) ** 2)) / (epsilon * size) ** 2
+        measured.append((unit, growth, local, epsilon, flag))
+        passes += used + tilted[unit.blocks[0].layer].kernel.shape[0] * len(one_step)
+
+    saturates = [_saturation(forecaster, *entry[:2], entry[3]) for entry in measured]
+    scored = max(1, min(saturates, default=horizon))
+    return Score(
+        granularity,
+        horizon,
+        scored,
+        tuple(
+            UnitScore(unit, float(growth[:scored].mean()), local, tuple(map(float, growth)), epsilon, flag)
+            for unit, growth, local, epsilon, flag in measured
+        ),
+        tuple(float(value) for value in start.spread),
+        len(start.reference),
+        start.collapsed,
+        start.diverged,
+        passes,
+    )
+
+
+def _reference(forecaster: Forecaster, start: Trajectories) -> tuple[Values, State, Values]:
+    """The unperturbed rollout: outputs (T, B, o) and the states and inputs each step began with."""
+    state, outputs, before, inputs = start.state, [], [], []
+    for x in _drive(forecaster, start, outputs):
+        before.append(state)
+        inputs.append(x)
+        y, state = step(start.stack, state, x)
+        outputs.append(y)
+    states = tuple(
+        tuple(np.stack([at[layer][part] for at in before]) for part in range(len(before[0][layer])))
+        for layer in range(len(before[0]))
+    )
+    return np.stack(outputs), states, np.stack(inputs)
+
+
+def _drive(forecaster: Forecaster, start: Trajectories, outputs: list[Values]):
+    """The input of each step; in a closed loop it reads the outputs appended meanwhile."""
+    if not forecaster.feedback.pairs:
+        yield from np.moveaxis(start.future, -2, 0)
+        return
+    x, y = start.x, start.y
+    for k in range(start.future.shape[-2] - 1):
+        x = next_input(forecaster, x, y, start.future[..., k, :])
+        yield x
+        y = outputs[-1]
+
+
+def _directions(forecaster: Forecaster, unit: Unit, count: int, rng: np.random.Generator) -> list[Values]:
+    """One array a block, (2 * count, inputs, units): unit-norm directions over the whole unit, both signs."""
+    drawn = [rng.standard_normal((count, *weights(forecaster, block).T.shape)) for block in unit.blocks]
+    size = np.sqrt(sum(np.sum(d**2, axis=(1, 2), keepdims=True) for d in drawn))
+    return [np.concatenate([d / size, -d / size]) for d in drawn]
+
+
+def _perturbed(
+    stack: tuple[Cell, ...], unit: Unit, deltas: Sequence[Values], size: float
+) -> tuple[Cell, ...]:
+    """The stack with the unit's weights moved by ``size`` along each direction (a leading axis)."""
+    changed = list(stack)
+    for block, delta in zip(unit.blocks, deltas, strict=True):
+        own = changed[block.layer]
+        matrix = getattr(own, block.tensor)
+        if matrix.ndim == 2:
+            matrix = np.repeat(matrix[None], len(delta), axis=0)
+        width = delta.shape[-1]
+        matrix[..., block.gate * width : (block.gate + 1) * width] += (size * delta).astype(matrix.dtype)
+        changed[block.layer] = replace(own, **{block.tensor: matrix})
+    return tuple(changed)
+
+
+def _growth(
+    forecaster: Forecaster, start: Trajectories, reference: Values, stack: tuple[Cell, ...], size: float
+) -> Values:
+    """G by step (T,) of one perturbed stack."""
+    outputs: list[Values] = []
+    state = start.state
+    growth = []
+    for t, x in enumerate(_drive(forecaster, start, outputs)):
+        y, state = step(stack, state, x)
+        outputs.append(y)
+        growth.append(np.mean(((y - reference[t]) / start.spread) ** 2))
+    return np.array(growth, np.float64) / size**2
+
+
+def _plateau(
+    forecaster: Forecaster, start: Trajectories, reference: Values, unit: Unit, deltas: list[Values], size: float
+) -> tuple[Values, float, str, int]:
+    """(growth, eps, flag, forward passes) at the first eps where G(eps) and G(eps/2) agree."""
+    passes, best = 0, None
+    for epsilon in EPSILONS:
+        full, half = (
+            _growth(forecaster, start, reference, _perturbed(start.stack, unit, deltas, scale), scale)
+            for scale in (epsilon * size, epsilon * size / 2)
+        )
+        passes += 2 * len(deltas[0]) * len(full) * reference.shape[1]
+        whole = full.mean()
+        if np.sqrt(whole) * epsilon * size < NOISE:
+            best = best or (full, epsilon, "below float noise: the unit hardly reaches the output")
+            continue
+        disagreement = abs(half.mean() / whole - 1)
+        if disagreement <= PLATEAU:
+            return full, epsilon, "", passes
+        if best is None or epsilon < best[1]:
+            best = (full, epsilon, f"no plateau: G changes by {disagreement:.0%} when eps is halved")
+    assert best is not None
+    return *best, passes
+
+
+def _saturation(forecaster: Forecaster, unit: Unit, growth: Values, epsilon: float) -> int:
+    """How many steps pass before the deviation reaches ``SATURATED`` of the spread."""
+    deviation = np.sqrt(growth) * epsilon * norm(forecaster, unit)
+    beyond = np.flatnonzero(deviation > SATURATED)
+    return int(beyond[0]) if len(beyond) else len(growth)

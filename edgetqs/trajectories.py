@@ -1,0 +1,165 @@
+"""Trajectories made without data: synthetic inputs, a burn-in, then the model's own rollouts.
+
+They are the starting states of the score, the source of value ranges and
+second moments for the quantizer, and the golden vectors' inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgetqs.errors import BadInput
+from edgetqs.model import Forecaster
+from edgetqs.rollout import Cell, State, Values, cells, closed_loop, next_input, run, step, zero_state
+
+FAMILIES = ("autoregressive noise", "sinusoids", "steps")
+#: A trajectory whose outputs leave this multiple of the input range has diverged.
+DIVERGED = 4.0
+#: A trajectory whose outputs move less than this (normalised units) has collapsed.
+COLLAPSED = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """Starting points for rollouts, in normalised units.
+
+    ``burn_in`` (B, W, inputs) led to ``state``; ``x`` (B, inputs) and ``y``
+    (B, outputs) are the last input and output; ``future`` (B, T, inputs)
+    continues the inputs. ``reference`` (B, T, outputs) is the unperturbed
+    rollout and ``spread`` (outputs,) its standard deviation.
+    """
+
+    stack: tuple[Cell, ...]
+    burn_in: Values
+    state: State
+    x: Values
+    y: Values
+    future: Values
+    reference: Values
+    spread: Values
+    collapsed: int
+    diverged: int
+
+
+def synthetic_inputs(features: int, count: int, length: int, input_range: float, rng: np.random.Generator) -> Values:
+    """(count, length, features) normalised inputs, the three families in turn."""
+    inputs = np.empty((count, length, features))
+    for index in range(count):
+        family = index % len(FAMILIES)
+        if family == 0:
+            memory = rng.choice([0.7, 0.95, 0.99])
+            noise = rng.standard_normal((length, features))
+            value = rng.standard_normal(features)
+            for t in range(length):
+                value = memory * value + np.sqrt(1 - memory**2) * noise[t]
+                inputs[index, t] = value
+        elif family == 1:
+            period = np.exp(rng.uniform(np.log(6), np.log(200), features))
+            phase = rng.uniform(0, 2 * np.pi, features)
+            level, swing = rng.normal(0, 0.7, features), rng.uniform(0.3, 1.6, features)
+            inputs[index] = level + swing * np.sin(2 * np.pi * np.arange(length)[:, None] / period + phase)
+        else:
+            jumps = rng.random((length, features)) < 1 / 16
+            jumps[0] = True
+            levels = rng.standard_normal((length, features))
+            held = np.maximum.accumulate(np.where(jumps, np.arange(length)[:, None], 0), axis=0)
+            inputs[index] = np.take_along_axis(levels, held, axis=0)
+    return np.clip(inputs, -input_range, input_range)
+
+
+def synthesise(
+    forecaster: Forecaster, horizon: int, *, count: int = 48, seed: int = 0, dtype: type = np.float64
+) -> Trajectories:
+    """Starting states from ``count`` synthetic histories.
+
+    With feedback, the first half starts where the synthetic history ends, the
+    second half after a further closed loop of ``horizon`` steps, so that both
+    disturbed and settled states are met. Without feedback the trajectory is
+    the recurrence over the window, from reset. Collapsed and diverged ones
+    are dropped and counted. Raises ``BadInput`` when fewer than four remain.
+    """
+    if not forecaster.streaming:
+        raise BadInput("the score needs a model that runs step by step", forecaster.name)
+    rng = np.random.default_rng(seed)
+    features = len(forecaster.inputs)
+    closed = bool(forecaster.feedback.pairs)
+    burn_in_length = max(forecaster.window, 16) if closed else 0
+    stack = cells(forecaster, dtype)
+    settled = count // 2 if closed else 0
+    length = burn_in_length + (2 if settled else 1) * horizon
+    inputs = synthetic_inputs(features, count, length, forecaster.input_range, rng).astype(dtype)
+    if not closed:
+        state = zero_state(stack, (count,))
+        reference, _ = run(stack, state, inputs)
+        empty = np.zeros((count, 0), dtype)
+        burnt = Trajectories(stack, inputs[:, :0], state, empty, empty, inputs, reference, np.zeros(0), 0, 0)
+    else:
+        burn_in = inputs[:, :burn_in_length]
+        outputs, state = run(stack, zero_state(stack, (count,)), burn_in)
+        x, y = burn_in[:, -1], outputs[:, -1]
+        future = inputs[:, burn_in_length : burn_in_length + horizon]
+        x, y, state, future = _settle(forecaster, stack, state, x, y, inputs[:, burn_in_length:], horizon, settled)
+        reference, _ = closed_loop(forecaster, stack, state, x, y, horizon, future)
+        burnt = Trajectories(stack, burn_in, state, x, y, future, reference, np.zeros(0), 0, 0)
+    return _keep_alive(forecaster, burnt)
+
+
+def _settle(
+    forecaster: Forecaster,
+    stack: tuple[Cell, ...],
+    state: State,
+    x: Values,
+    y: Values,
+    future: Values,
+    horizon: int,
+    settled: int,
+) -> tuple[Values, Values, State, Values]:
+    """Let the last ``settled`` trajectories run closed for ``horizon`` steps."""
+    late = slice(len(x) - settled, None)
+    own = tuple(tuple(values[late] for values in one) for one in state)
+    own_x, own_y = x[late], y[late]
+    for k in range(horizon):
+        own_x = next_input(forecaster, own_x, own_y, future[late, k])
+        own_y, own = step(stack, own, own_x)
+    x, y = x.copy(), y.copy()
+    x[late], y[late] = own_x, own_y
+    merged = tuple(
+        tuple(np.concatenate([a[: len(a) - settled], b]) for a, b in zip(before, after, strict=True))
+        for before, after in zip(state, own, strict=True)
+    )
+    ahead = future[:, :horizon].copy()
+    ahead[late] = future[late, horizon:]
+    return x, y, merged, ahead
+
+
+def _keep_alive(forecaster: Forecaster, all_of: Trajectories) -> Trajectories:
+    reference = all_of.reference
+    finite = np.isfinite(reference).all(axis=(1, 2))
+    bound = DIVERGED * forecaster.input_range
+    fed_back = [source for source, _ in forecaster.feedback.pairs] or list(range(reference.shape[-1]))
+    moving = np.where(finite, np.nan_to_num(reference).std(axis=1).max(axis=-1), 0) > COLLAPSED
+    bounded = finite & (
+        (np.abs(np.nan_to_num(reference[:, :, fed_back])).max(axis=(1, 2)) < bound) | (not forecaster.feedback.pairs)
+    )
+    alive = moving & bounded
+    if alive.sum() < 4:
+        raise BadInput(
+            f"only {int(alive.sum())} of {len(alive)} synthetic rollouts stay alive "
+            f"({int((~moving).sum())} collapse, {int((~bounded).sum())} diverge)",
+            forecaster.name,
+            "check the feedback map and the means and standard deviations in edgetqs.toml",
+        )
+    return Trajectories(
+        all_of.stack,
+        all_of.burn_in[alive],
+        tuple(tuple(values[alive] for values in one) for one in all_of.state),
+        all_of.x[alive],
+        all_of.y[alive],
+        all_of.future[alive],
+        reference[alive],
+        reference[alive].std(axis=(0, 1)),
+        int((~moving & bounded).sum()),
+        int((~bounded).sum()),
+    )
