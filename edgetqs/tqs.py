@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, State, Values, next_input, run, step
+from edgetqs.rollout import Cell, State, Values, next_input, step
 from edgetqs.trajectories import Trajectories, synthesise
 from edgetqs.units import Unit, norm, units, weights
 
@@ -168,9 +168,7 @@ def _directions(forecaster: Forecaster, unit: Unit, count: int, rng: np.random.G
     return [np.concatenate([d / size, -d / size]) for d in drawn]
 
 
-def _perturbed(
-    stack: tuple[Cell, ...], unit: Unit, deltas: Sequence[Values], size: float
-) -> tuple[Cell, ...]:
+def _perturbed(stack: tuple[Cell, ...], unit: Unit, deltas: Sequence[Values], size: float) -> tuple[Cell, ...]:
     """The stack with the unit's weights moved by ``size`` along each direction (a leading axis)."""
     changed = list(stack)
     for block, delta in zip(unit.blocks, deltas, strict=True):

@@ -1,0 +1,142 @@
+"""The integer model: what every engine computes, as frozen dataclasses.
+
+A ``Matrix`` is one part of a layer (input rows or recurrent rows): integer
+weights, one scale a row, and the exact requantization multiplier * 2^-shift
+to the layer's pre-activation scale. All activations are int16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from edgetqs.fixedpoint import INT16_MAX, Integers
+from edgetqs.model import Array, Feedback
+
+#: Largest magnitude an int32 accumulator may reach.
+ACCUMULATOR_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """``y = requantize(weights @ x + bias, multiplier, shift)``.
+
+    weights (rows, columns) int8 within [-127, 127] or, for gates of width 4,
+    [-7, 7]; bias (rows,) int64; multiplier odd and below 2^15. ``widths``
+    holds one width a gate; each gate has rows / len(widths) rows.
+    """
+
+    weights: Integers
+    widths: tuple[int, ...]
+    scales: Array
+    multiplier: Integers
+    shift: Integers
+    bias: Integers
+    input_scale: float
+    output_scale: float
+
+    @property
+    def gate_rows(self) -> int:
+        return len(self.weights) // len(self.widths)
+
+    @property
+    def columns(self) -> int:
+        return self.weights.shape[1]
+
+    def groups(self) -> list[tuple[int, int, int]]:
+        """(first row, last row + 1, width) of each run of gates of one width."""
+        runs: list[tuple[int, int, int]] = []
+        for gate, width in enumerate(self.widths):
+            start, stop = gate * self.gate_rows, (gate + 1) * self.gate_rows
+            if runs and runs[-1][2] == width:
+                start = runs.pop()[0]
+            runs.append((start, stop, width))
+        return runs
+
+    def dequantized(self) -> Array:
+        """The float weights the integers stand for."""
+        return (self.weights * self.scales[:, None]).astype(np.float32)
+
+    def accumulator_bound(self) -> Integers:
+        """(rows,) the largest |weights @ x + bias| any int16 input can cause."""
+        return np.abs(self.weights.astype(np.int64)).sum(axis=1) * (INT16_MAX + 1) + np.abs(self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerRecurrent:
+    """An LSTM, GRU or SimpleRNN; hidden states at 2^-15, pre-activations at ``z_scale``."""
+
+    name: str
+    kind: Literal["lstm", "gru", "gru_reset_after", "rnn"]
+    units: int
+    gates: tuple[str, ...]
+    kernel: Matrix
+    recurrent: Matrix
+    z_scale: float
+    cell_bits: int = 11  # the cell state's scale is 2^-cell_bits (lstm only)
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerDense:
+    """A dense layer; tanh and sigmoid read the product at ``kernel.output_scale`` and give 2^-15."""
+
+    name: str
+    kernel: Matrix
+    activation: Literal["linear", "relu", "tanh", "sigmoid"]
+    output_scale: float
+
+
+IntegerLayer: TypeAlias = IntegerRecurrent | IntegerDense
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCode:
+    """Conversion of one channel between physical float32 and int16.
+
+    Inputs: q = round((value - mean) * gain); outputs: value = q * gain + mean.
+    ``mean`` and ``gain`` are float32 values.
+    """
+
+    name: str
+    unit: str
+    mean: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackCode:
+    """x[target] = saturate((y[source] * multiplier + offset + 2^(shift-1)) >> shift)."""
+
+    source: int
+    target: int
+    multiplier: int
+    offset: int
+    shift: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerModel:
+    """The whole forecaster in integers."""
+
+    name: str
+    layers: tuple[IntegerLayer, ...]
+    inputs: tuple[ChannelCode, ...]
+    outputs: tuple[ChannelCode, ...]
+    input_scale: float
+    output_scale: float
+    window: int
+    feedback: Feedback
+    loop: tuple[FeedbackCode, ...]
+    rounding: str
+    model_sha256: str
+
+    def matrices(self) -> list[tuple[int, str, Matrix]]:
+        """(layer index, tensor name, matrix) of every matrix, in the order of storage."""
+        found: list[tuple[int, str, Matrix]] = []
+        for index, layer in enumerate(self.layers):
+            found.append((index, "kernel", layer.kernel))
+            if isinstance(layer, IntegerRecurrent):
+                found.append((index, "recurrent_kernel", layer.recurrent))
+        return found

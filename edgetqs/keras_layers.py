@@ -1,0 +1,376 @@
+"""One Keras layer's configuration and weights -> one of our layers.
+
+Option names, weight order and defaults of Keras 1, 2 and 3. A configuration is
+data from a stranger: every value is checked for its type before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetqs.errors import BadInput, Unsupported
+from edgetqs.keras_files import SAVE_AGAIN, Tensor
+from edgetqs.model import Array, Bidirectional, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
+
+Shape: TypeAlias = tuple[int | None, ...]
+MergeMode: TypeAlias = Literal["concat", "sum", "mul", "ave"]
+_T = TypeVar("_T")
+
+#: What Keras names them; hard_sigmoid depends on the version besides.
+FUNCTIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid")
+
+RECURRENT_KINDS = ("LSTM", "GRU", "SimpleRNN")
+
+#: No axis of a model for a microcontroller is longer.
+MAX_AXIS = 1 << 16
+
+HINTS = {
+    "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
+    "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
+    "Embedding": "Embed ahead of the model and feed it numbers.",
+    "Functional": "A model inside the model: add its layers to the outer one.",
+    "Lambda": "Its code is never run. Use Rescaling, Reshape or Activation, or compute it ahead of the model.",
+    "Masking": "Feed windows without gaps, and remove it.",
+    "Model": "A model inside the model: add its layers to the outer one.",
+    "Sequential": "A model inside the model: add its layers to the outer one.",
+    "Softmax": "End the model at its logits: the largest is the same class.",
+    "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
+}
+READABLE = (
+    "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Normalization, "
+    "Rescaling, BatchNormalization, Activation, Flatten, Reshape and RepeatVector."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A layer as the file states it."""
+
+    kind: str
+    name: str
+    config: dict[str, Any]
+    file: str
+    keras_major: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: layer {self.name!r} ({self.kind})"
+
+    def option(self, kind: type[_T], *names: str, default: _T | None = None) -> _T:
+        """The option under the first of ``names`` that is there: later Keras first, then older spellings."""
+        for name in names:
+            value = self.config.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise BadInput(f"{name} is not {kind.__name__} but {short(value)}", self.where, SAVE_AGAIN)
+            return value
+        if default is None:
+            raise BadInput(f"the option {names[0]} is missing", self.where, SAVE_AGAIN)
+        return default
+
+    def size(self, *names: str) -> int:
+        value = self.option(int, *names)
+        if not 1 <= value <= MAX_AXIS:
+            raise BadInput(f"{names[0]}={short(value)} is not between 1 and {MAX_AXIS}", self.where)
+        return value
+
+    def function(self, *names: str) -> str:
+        """An activation's name as ``model.ACTIVATIONS`` has it."""
+        if any(isinstance(self.config.get(name), dict) for name in names):
+            raise Unsupported(f"{names[0]} is an object of its own", self.where, f"Use one of {', '.join(FUNCTIONS)}.")
+        name = self.option(str, *names)
+        if name not in FUNCTIONS:
+            todo = HINTS["Softmax"] if name == "softmax" else f"Use one of {', '.join(FUNCTIONS)}."
+            raise Unsupported(f"{names[0]}={short(name)}", self.where, todo)
+        if name == "hard_sigmoid":
+            return "hard_sigmoid_keras3" if self.keras_major >= 3 else "hard_sigmoid_keras2"
+        return name
+
+    def refuse(self, option: str, todo: str) -> None:
+        """Raises Unsupported if ``option`` is set."""
+        if self.option(bool, option, default=False):
+            raise Unsupported(f"{option}=True", self.where, todo)
+
+    def child(self, option: str) -> Node:
+        """The layer that a wrapper holds."""
+        return node(self.option(dict, option), self.file, self.keras_major, self.name)
+
+
+def node(item: object, file: str, keras_major: int, parent: str = "") -> Node:
+    """A layer's JSON object as a Node. Raises Unsupported for custom classes."""
+    where = f"{file}: layer {parent!r}" if parent else file
+    if not isinstance(item, dict):
+        raise BadInput(f"a layer's configuration is {short(item)}", where, SAVE_AGAIN)
+    kind, config = item.get("class_name"), item.get("config")
+    if not isinstance(kind, str) or not isinstance(config, dict):
+        raise BadInput(f"a layer has no class_name or no config: {short(item)}", where, SAVE_AGAIN)
+    name = config.get("name", item.get("name", parent or None))
+    if not isinstance(name, str):
+        raise BadInput(f"a layer's name is {short(name)}", where, SAVE_AGAIN)
+    package = str(item.get("module") or "keras").partition(".")[0]
+    if package not in ("keras", "tf_keras") or item.get("registered_name") not in (None, kind) or ">" in kind:
+        raise Unsupported(
+            f"the custom class {short(kind)}", f"{file}: layer {name!r}", f"Its code is never run. {READABLE}"
+        )
+    return Node(kind, name, config, file, keras_major)
+
+
+def unsupported(layer: Node) -> Unsupported:
+    return Unsupported(f"layers of class {short(layer.kind)} are not supported", layer.where, hint(layer.kind))
+
+
+def hint(kind: str) -> str:
+    return HINTS.get(kind, READABLE)
+
+
+def short(value: object) -> str:
+    """``value`` for a message: at most one line of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- weights ---------------------------------------------------------------
+
+
+def weight(layer: Node, tensor: Tensor, *shapes: tuple[int, ...]) -> NDArray[np.float64]:
+    """The tensor's values. Raises BadInput unless they are finite numbers of one of ``shapes``."""
+    values = tensor.values
+    if values.shape not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise BadInput(f"{tensor.name} has shape {values.shape}, expected {expected}", layer.where, SAVE_AGAIN)
+    if values.dtype.kind != "f":
+        raise Unsupported(
+            f"{tensor.name} is stored as {values.dtype}, not as float",
+            layer.where,
+            "Save the float32 model: edgetqs does the quantizing.",
+        )
+    with np.errstate(over="ignore"):
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise BadInput(f"{tensor.name} holds NaN or Inf", layer.where, "Train again: the weights are lost.")
+    return values.astype(np.float64)
+
+
+def expect(layer: Node, tensors: Sequence[Tensor], count: int) -> None:
+    if len(tensors) != count:
+        what = f"expected {count} weight tensors, the file holds {len(tensors)}"
+        raise BadInput(what, layer.where, SAVE_AGAIN)
+
+
+def blocks(matrix: NDArray[np.float64], gates: int) -> Array:
+    """Keras' (inputs, gates * units) or (gates * units,) -> ours: (gates, units, inputs) or (gates, units)."""
+    rows = matrix.T
+    return frozen(rows.reshape(gates, len(rows) // gates, *rows.shape[1:]))
+
+
+# --- layers ----------------------------------------------------------------
+
+
+def dense(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Dense:
+    units = layer.size("units", "output_dim")
+    use_bias = layer.option(bool, "use_bias", "bias", default=True)
+    expect(layer, tensors, 1 + use_bias)
+    kernel = weight(layer, tensors[0], (inputs, units))
+    bias = weight(layer, tensors[1], (units,)) if use_bias else np.zeros(units)
+    return Dense(layer.name, blocks(kernel, 1), blocks(bias, 1), layer.function("activation"))
+
+
+def recurrent(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Recurrent:
+    """LSTM, GRU, SimpleRNN, or an RNN around one of their cells."""
+    if layer.kind == "RNN":
+        layer = _unwrapped(layer)
+    layer.refuse("time_major", "Feed (batch, time, features) and train with time_major=False.")
+    layer.refuse("return_state", "Save the model without the state among its outputs.")
+    units = layer.size("units", "output_dim")
+    use_bias = layer.option(bool, "use_bias", default=True)
+    if layer.kind == "LSTM":
+        # Keras 1 stores the gates apart, in the order i, c, f, o.
+        tensors = _joined(tensors, (0, 2, 1, 3))
+    elif layer.kind == "GRU":
+        tensors = _joined(tensors, (0, 1, 2))
+    expect(layer, tensors, 2 + use_bias)
+    gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[layer.kind]
+    wide = gates * units
+    kernel = blocks(weight(layer, tensors[0], (inputs, wide)), gates)
+    recurrent_kernel = blocks(weight(layer, tensors[1], (units, wide)), gates)
+    activation = layer.function("activation")
+    return_sequences = layer.option(bool, "return_sequences", default=False)
+    go_backwards = layer.option(bool, "go_backwards", default=False)
+    stateful = layer.option(bool, "stateful", default=False)
+    shapes: tuple[tuple[int, ...], ...] = ((wide,),)
+    if layer.kind == "GRU":
+        # Keras before 2.1.3 knew only reset_after=False, and did not say so.
+        stored = use_bias and tensors[2].values.shape == (2, wide)
+        reset_after = layer.option(bool, "reset_after", default=stored)
+        shapes = ((2, wide),) if reset_after else ((wide,),)
+    bias = weight(layer, tensors[2], *shapes) if use_bias else np.zeros(shapes[0])
+    if layer.kind == "GRU":
+        rows = bias if reset_after else np.stack([bias, np.zeros(wide)])
+        return Gru(
+            layer.name,
+            kernel,
+            recurrent_kernel,
+            blocks(rows[0], gates),
+            blocks(rows[1], gates),
+            reset_after,
+            activation,
+            layer.function("recurrent_activation", "inner_activation"),
+            return_sequences,
+            go_backwards,
+            stateful,
+        )
+    if layer.kind == "LSTM":
+        return Lstm(
+            layer.name,
+            kernel,
+            recurrent_kernel,
+            blocks(bias, gates),
+            activation,
+            layer.function("recurrent_activation", "inner_activation"),
+            return_sequences,
+            go_backwards,
+            stateful,
+        )
+    return SimpleRnn(
+        layer.name, kernel, recurrent_kernel, blocks(bias, gates), activation, return_sequences, go_backwards, stateful
+    )
+
+
+def _unwrapped(layer: Node) -> Node:
+    """RNN(LSTMCell(...)) as the LSTM that it is."""
+    if not isinstance(layer.config.get("cell"), dict):
+        raise Unsupported("several cells", layer.where, HINTS["StackedRNNCells"])
+    cell = layer.child("cell")
+    kind = cell.kind.removesuffix("Cell")
+    if kind not in RECURRENT_KINDS or kind == cell.kind:
+        raise unsupported(cell)
+    return replace(layer, kind=kind, config={**cell.config, **layer.config})
+
+
+def _joined(tensors: Sequence[Tensor], order: tuple[int, ...]) -> Sequence[Tensor]:
+    """Keras 1's W, U, b of each gate as one kernel, recurrent kernel and bias."""
+    if len(tensors) != 3 * len(order) or any(tensor.values.ndim == 0 for tensor in tensors):
+        return tensors
+    joined = []
+    for role in range(3):
+        parts = [tensors[3 * gate + role] for gate in order]
+        if len({(part.values.shape, part.values.dtype) for part in parts}) != 1:
+            return tensors
+        joined.append(Tensor(parts[0].name, np.concatenate([part.values for part in parts], axis=-1)))
+    return joined
+
+
+def bidirectional(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Bidirectional:
+    merge_mode = layer.config.get("merge_mode")
+    if merge_mode not in get_args(MergeMode):
+        raise Unsupported(f"merge_mode={short(merge_mode)}", layer.where, f"Use one of {get_args(MergeMode)}.")
+    inner = layer.child("layer")
+    own = layer.config.get("backward_layer") is not None
+    outer = layer.child("backward_layer") if own else inner
+    for child in (inner, outer):
+        if child.kind not in RECURRENT_KINDS:
+            raise unsupported(replace(layer, kind=f"Bidirectional({child.kind})"))
+    half = len(tensors) // 2
+    forward = recurrent(inner, tensors[:half], inputs)
+    backward = recurrent(outer, tensors[half:], inputs)
+    if not own:
+        backward = replace(backward, name=f"backward_{inner.name}", go_backwards=not inner.config.get("go_backwards"))
+    if forward.go_backwards or not backward.go_backwards:
+        raise Unsupported("the forward layer goes backwards", layer.where, "Set go_backwards=False inside it.")
+    if forward.return_sequences != backward.return_sequences:
+        raise BadInput("forward and backward layer differ in return_sequences", layer.where, SAVE_AGAIN)
+    if merge_mode != "concat" and forward.kernel.shape[1] != backward.kernel.shape[1]:
+        raise BadInput(f"merge_mode={merge_mode} of different numbers of units", layer.where, SAVE_AGAIN)
+    return Bidirectional(layer.name, forward, backward, merge_mode)
+
+
+# --- layers that are y = x * scale + shift ----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """y = x * scale + shift along the last axis, on its way into a channel or a kernel."""
+
+    name: str
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+    def after(self, first: Affine | None) -> Affine:
+        """This one applied to the result of ``first``."""
+        if first is None:
+            return self
+        return Affine(self.name, first.scale * self.scale, first.shift * self.scale + self.shift)
+
+
+def rescaling(layer: Node, features: int) -> Affine:
+    return _affine(layer, _numbers(layer, "scale", features), _numbers(layer, "offset", features))
+
+
+def normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> Affine:
+    """Keras: (x - mean) / max(sqrt(variance), 1e-7)."""
+    shared = _last_axis(layer, shape) is None
+    if layer.config.get("mean") is not None:
+        mean, variance = _numbers(layer, "mean", features), _numbers(layer, "variance", features)
+    else:
+        if len(tensors) != 2:  # the third, where it is there, counts samples
+            expect(layer, tensors, 3)
+        stored = () if shared else (features,)
+        mean, variance = (np.broadcast_to(weight(layer, tensor, stored), (features,)) for tensor in tensors[:2])
+    if (variance < 0).any():
+        raise BadInput("a variance is negative", layer.where, SAVE_AGAIN)
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    if layer.option(bool, "invert", default=False):
+        return _affine(layer, deviation, mean)
+    return _affine(layer, 1 / deviation, -mean / deviation)
+
+
+def batch_normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> Affine:
+    """At inference: gamma * (x - mean) / sqrt(variance + epsilon) + beta."""
+    _last_axis(layer, shape)
+    scale, center = (layer.option(bool, option, default=True) for option in ("scale", "center"))
+    expect(layer, tensors, 2 + scale + center)
+    values = [weight(layer, tensor, (features,)) for tensor in tensors]
+    gamma = values.pop(0) if scale else np.ones(features)
+    beta = values.pop(0) if center else np.zeros(features)
+    mean, variance = values
+    spread = variance + layer.option(float, "epsilon")
+    if (spread <= 0).any():
+        raise BadInput("a variance is negative", layer.where, SAVE_AGAIN)
+    gain = gamma / np.sqrt(spread)
+    return _affine(layer, gain, beta - mean * gain)
+
+
+def _affine(layer: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> Affine:
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        raise BadInput("its scale or offset is not finite", layer.where, SAVE_AGAIN)
+    return Affine(layer.name, scale, shift)
+
+
+def _last_axis(layer: Node, shape: Shape) -> int | None:
+    """The axis that the statistics belong to; None where all values share them."""
+    axis = layer.config.get("axis", -1)
+    axes = axis if isinstance(axis, list) else [] if axis is None else [axis]
+    if not axes:
+        return None
+    if len(axes) > 1 or isinstance(axes[0], bool) or axes[0] not in (-1, len(shape)):
+        raise Unsupported(f"axis={short(axis)}", layer.where, "Normalise along the last axis: axis=-1.")
+    return len(shape)
+
+
+def _numbers(layer: Node, option: str, features: int) -> NDArray[np.float64]:
+    """A number or a vector of the configuration, one value a feature."""
+    value = layer.config.get(option)
+    if isinstance(value, dict) and value.get("class_name") in ("__numpy__", "__tensor__"):
+        value = value["config"].get("value") if isinstance(value.get("config"), dict) else None
+    try:
+        values = np.asarray(value)
+    except (ValueError, RecursionError):
+        values = np.asarray(None)
+    if values.dtype.kind not in "fiu" or values.size not in (1, features) or values.shape[-1:] not in ((), (1,), (features,)):
+        raise BadInput(f"{option} is not a number or {features} numbers: {short(value)}", layer.where, SAVE_AGAIN)
+    return np.broadcast_to(values.astype(np.float64).ravel(), (features,))
