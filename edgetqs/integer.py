@@ -129,6 +129,7 @@ class IntegerModel:
     window: int
     feedback: Feedback
     loop: tuple[FeedbackCode, ...]
+    sequence_output: bool
     rounding: str
     model_sha256: str
 

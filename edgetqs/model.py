@@ -186,6 +186,11 @@ class Forecaster:
         )
 
     @property
+    def sequence_output(self) -> bool:
+        """Whether a window gives one output a step instead of one at its end (streaming models)."""
+        return all(layer.return_sequences for layer in self.layers if isinstance(layer, RECURRENT))
+
+    @property
     def parameters(self) -> int:
         """Number of trained parameters, as Keras counts them."""
         return sum(array.size for layer in self.layers for array in _arrays(layer))

@@ -85,6 +85,7 @@ def quantize(
         forecaster.window,
         forecaster.feedback,
         tuple(_feedback_code(forecaster, pair, scale, x_scale) for pair in forecaster.feedback.pairs),
+        forecaster.sequence_output,
         rounding,
         forecaster.sha256,
     )
