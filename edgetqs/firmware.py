@@ -158,7 +158,7 @@ def link(
         raise ValueError("a linker script is for bare targets, and only for them")
     flags = [*target.cpu.flags, "-Wl,--gc-sections", "-Wl,--build-id=none"]
     if linker_script is not None:
-        flags += ["-nostdlib", "-nostartfiles", "-T", str(linker_script), "-Wl,--fatal-warnings"]
+        flags += ["-nostdlib", "-nostartfiles", "-T", str(linker_script)]
     elif target.kind == "linux":
         flags += ["-static"]
     elif sys.platform == "linux" and not sanitizers:

@@ -1,7 +1,7 @@
 """The integer arithmetic that every engine shares, in NumPy.
 
 Each function equals, bit for bit, the LiteRT kernel of the same name and the
-C function of the same name in ``runtime/edgetqs_rt.h``. Values are int16
+C functions of ``runtime/edgetqs_rt.c``. Values are int16
 (held in int64 arrays here), accumulators exact.
 
 Sources: the 16-bit reference kernels of LiteRT; the ranges in which engines
@@ -39,13 +39,13 @@ def saturate(values: Integers) -> Integers:
 
 
 def requantize(accumulator: Integers, multiplier: Integers, shift: Integers) -> Integers:
-    """``saturate(accumulator * multiplier / 2^shift)``, ties away from zero.
+    """``accumulator * multiplier / 2^shift``, ties away from zero, not saturated.
 
     accumulator (..., rows), multiplier and shift (rows,); shift >= 1. Exact as
     long as |accumulator| * multiplier < 2^62, which ``quantize`` proves.
     """
     magnitude = (np.abs(accumulator) * multiplier + (np.int64(1) << (shift - 1))) >> shift
-    return saturate(np.where(accumulator < 0, -magnitude, magnitude))
+    return np.where(accumulator < 0, -magnitude, magnitude)
 
 
 def rounding_shift(values: Integers, shift: int) -> Integers:

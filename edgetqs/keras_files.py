@@ -2,40 +2,37 @@
 
 A ``.keras`` file is a zip of two JSON documents and an HDF5 file; a ``.h5``
 file is HDF5 with the configuration in an attribute. Files come from strangers,
-so nothing here runs code, follows a link or trusts a size: HDF5 sees bytes in
-memory only, and every declared size is held against what is really stored.
+so nothing here runs code, follows a link or trusts a size.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import math
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgetqs.errors import BadInput, Unsupported
-
-if TYPE_CHECKING:
-    import h5py
+from edgetqs.hdf5 import SIGNATURE, Group, Hdf5
 
 MAX_FILE_BYTES = 512 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_NESTING = 64
-MAX_NAMES = 100_000
 
 #: Keras stores without compression; a zip that was packed again stays below this ratio.
 MAX_EXPANSION = 100
 EXPANSION_FLOOR_BYTES = 1 << 20
+
+#: The least that one dataset takes in HDF5, its header and its entry in a group.
+OBJECT_BYTES = 256
 
 SAVE_AGAIN = "Save the model again with model.save('model.keras')."
 DAMAGED = f"The file is damaged or was cut short. {SAVE_AGAIN}"
@@ -71,7 +68,7 @@ def parse(data: bytes, where: str) -> KerasFile:
     """The container in ``data``. Raises BadInput (damaged, hostile) or Unsupported (weights only)."""
     if data.startswith(b"PK\x03\x04"):
         return _parse_zip(data, where)
-    if data.startswith(b"\x89HDF\r\n\x1a\n"):
+    if data.startswith(SIGNATURE):
         return _parse_h5(data, where)
     raise BadInput("this is neither a .keras file nor an HDF5 file", where, SAVE_AGAIN)
 
@@ -115,13 +112,13 @@ def _parse_zip(data: bytes, where: str) -> KerasFile:
     major = _major(metadata.get("keras_version"))
     if major is None:
         raise BadInput("metadata.json names no keras_version", where, SAVE_AGAIN)
-    with _hdf5(weights, f"{where}: model.weights.h5") as root:
-        # Keras 2.12 on Windows wrote whole paths with backslashes into one name.
-        sparse = any(name.startswith("_layer_checkpoint_dependencies") for name in root)
-        top = "_layer_checkpoint_dependencies" if sparse else "layers"
-        names = {re.split(r"[/\\]", name)[1] for name in root if re.match(rf"{top}\\.", name)}
-        names.update(_group(root, (top,)) or ())
-        groups = _collect(((name, _variables(root, top, name)) for name in sorted(names)), len(weights), where)
+    root = Hdf5(weights, f"{where}: model.weights.h5").root
+    sparse = any(name.startswith("_layer_checkpoint_dependencies") for name in root)
+    top = "_layer_checkpoint_dependencies" if sparse else "layers"
+    # Keras 2.12 on Windows wrote whole paths with backslashes into one name.
+    names = {re.split(r"[/\\]", name)[1] for name in root if re.match(rf"{top}\\.", name)}
+    names.update(root.group(top) or ())
+    groups = _collect(((name, _variables(root, top, name)) for name in sorted(names)), len(weights), where)
     return KerasFile(config, major, groups, by_name=False, sparse=sparse)
 
 
@@ -144,142 +141,84 @@ def _member(
         return file.read(limit_bytes)  # ZipExtFile stops at the declared size and checks the sum
 
 
-def _variables(root: h5py.Group, top: str, name: str) -> Iterator[Tensor]:
+def _variables(root: Group, top: str, name: str) -> Iterator[Tensor]:
     for part in PARTS:
         steps = (top, name, *part.split("/")) if part else (top, name)
-        group = _group(root, (*steps, "vars")) or _group(root, ("\\".join(steps), "vars"))
-        if group is not None:
-            for key in sorted(group, key=lambda key: (len(key), key)):  # "0", "1", ... "10"
-                yield _tensor(group, key, "/".join((*steps[1:], key)))
+        group = root.group(*steps, "vars") or root.group("\\".join(steps), "vars")
+        if group is None:
+            continue
+        for key in sorted(group, key=lambda key: (len(key), key)):  # "0", "1", ... "10"
+            yield _tensor(group, (key,), "/".join((*steps[1:], key)))
 
 
 # --- .h5 ------------------------------------------------------------------
 
 
 def _parse_h5(data: bytes, where: str) -> KerasFile:
-    with _hdf5(data, where) as root:
-        if "model_config" not in root.attrs:
-            raise Unsupported("this file holds weights only, not the layers they belong to", where, SAVE_AGAIN)
-        (text,) = _strings(root, "model_config", where)
-        config = _json(text, where)
-        weights = _group(root, ("model_weights",))
-        if weights is None:
-            raise BadInput("there is no group model_weights", where, SAVE_AGAIN)
-        version = None
-        for holder in (root, weights):
-            if version is None and "keras_version" in holder.attrs:
-                (version,) = _strings(holder, "keras_version", where)
-        layers = _strings(weights, "layer_names", where)
-        groups = _collect(((layer, _named(weights, layer, where)) for layer in layers), len(data), where)
+    root = Hdf5(data, where).root
+    text = root.strings("model_config")
+    if not text:
+        raise Unsupported("this file holds weights only, not the layers they belong to", where, SAVE_AGAIN)
+    weights = root.group("model_weights")
+    if weights is None:
+        raise BadInput("there is no group model_weights", where, SAVE_AGAIN)
+    version = root.strings("keras_version") or weights.strings("keras_version") or [""]
+    layers = _list(weights, "layer_names", where)
+    groups = _collect(((layer, _named(weights, layer, where)) for layer in layers), len(data), where)
     # Keras 1 and early Keras 2 left the version out.
-    return KerasFile(config, _major(version) or 2, groups, by_name=True)
+    return KerasFile(_json(text[0], where), _major(version[0]) or 2, groups, by_name=True)
 
 
-def _named(weights: h5py.Group, layer: str, where: str) -> Iterator[Tensor]:
-    group = _group(weights, layer.split("/"))
+def _named(weights: Group, layer: str, where: str) -> Iterator[Tensor]:
+    group = weights.group(*layer.split("/"))
     if group is None:
         raise BadInput(f"the weights of layer {layer!r} are missing", where, SAVE_AGAIN)
-    for name in _strings(group, "weight_names", where):
-        yield _tensor(group, name, name)
+    for name in _list(group, "weight_names", where):
+        yield _tensor(group, tuple(name.split("/")), name)
 
 
-def _strings(holder: h5py.Group, name: str, where: str) -> list[str]:
-    """A text attribute, or the pieces ``name0``, ``name1``, ... that Keras splits a long list into."""
-    import h5py
-
-    names = [name] if name in holder.attrs else []
-    while f"{name}{len(names)}" in holder.attrs and names != [name]:
-        names.append(f"{name}{len(names)}")
-    if not names:
-        raise BadInput(f"the attribute {name} is missing", where, SAVE_AGAIN)
-    strings: list[str] = []
-    for piece in names:
-        stored = holder.attrs.get_id(piece)
-        count = math.prod(stored.shape or ())
-        if count == 0:
-            continue
-        is_text = h5py.check_string_dtype(stored.dtype) is not None
-        if not is_text or count > MAX_NAMES or count * stored.dtype.itemsize > MAX_CONFIG_BYTES:
-            raise BadInput(f"the attribute {piece} is not text of a sensible size", where, DAMAGED)
-        for item in np.asarray(holder.attrs[piece]).ravel().tolist():
-            strings.append(item.decode() if isinstance(item, bytes) else str(item))
-    if name in ("model_config", "keras_version") and len(strings) != 1:
-        raise BadInput(f"the attribute {name} holds {len(strings)} texts", where, DAMAGED)
-    return strings
+def _list(group: Group, name: str, where: str) -> list[str]:
+    """A list of names, or the pieces ``name0``, ``name1``, ... that Keras splits a long one into."""
+    names = group.strings(name)
+    if names is not None:
+        return names
+    names = []
+    piece = group.strings(f"{name}0")
+    if piece is None:
+        raise BadInput(f"the attribute {name} of {group.path} is missing", where, SAVE_AGAIN)
+    for count in itertools.count(1):
+        names += piece
+        piece = group.strings(f"{name}{count}")
+        if piece is None:
+            break
+    return names
 
 
-# --- HDF5 -----------------------------------------------------------------
+# --- both -----------------------------------------------------------------
 
 
-@contextmanager
-def _hdf5(data: bytes, where: str) -> Iterator[h5py.File]:
-    """An open HDF5 file over ``data``; whatever HDF5 trips over becomes BadInput."""
-    import h5py  # 0.15 s that a command without a model need not pay
-
-    try:
-        with h5py.File(h5py.h5f.open_file_image(data)) as root:
-            yield root
-    except (KeyError, OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise BadInput(f"HDF5 cannot read it: {error}", where, DAMAGED) from error
+def _tensor(group: Group, path: tuple[str, ...], name: str) -> Tensor:
+    values = group.dataset(*path)
+    if values is None:
+        raise BadInput(f"the weights {name} are missing", group.file.where, SAVE_AGAIN)
+    return Tensor(name, values)
 
 
 def _collect(
     groups: Iterable[tuple[str, Iterator[Tensor]]], limit_bytes: int, where: str
 ) -> dict[str, tuple[Tensor, ...]]:
-    """All tensors, unless they are more than the file itself: one array under many names."""
+    """All tensors, unless they claim more than the file holds: one array under many names."""
     collected: dict[str, tuple[Tensor, ...]] = {}
     total_bytes = 0
     for name, tensors in groups:
         kept = []
         for tensor in tensors:
-            total_bytes += tensor.values.nbytes
+            total_bytes += max(tensor.values.nbytes + len(tensor.name), OBJECT_BYTES)
             if total_bytes > limit_bytes:
                 raise BadInput("the weights claim to be larger than the file", where, DAMAGED)
             kept.append(tensor)
         collected[name] = tuple(kept)
     return collected
-
-
-def _group(root: h5py.Group, steps: tuple[str, ...] | list[str]) -> h5py.Group | None:
-    """The group below ``root``, reached by hard links only; None where there is none."""
-    import h5py
-
-    for step in steps:
-        child = _child(root, step)
-        if not isinstance(child, h5py.Group):
-            return None
-        root = child
-    return root
-
-
-def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    import h5py
-
-    links, key = group.id.links, name.encode()
-    if name in ("", ".") or not links.exists(key):
-        return None
-    # Asked of the link itself: ``name in group`` would already open an external file.
-    if links.get_info(key).type != h5py.h5l.TYPE_HARD:
-        raise BadInput(f"{name!r} is a link out of its place, which Keras never writes", group.name, SAVE_AGAIN)
-    return group[name]
-
-
-def _tensor(group: h5py.Group, path: str, name: str) -> Tensor:
-    import h5py
-
-    *steps, last = path.split("/")
-    parent = _group(group, steps)
-    dataset = None if parent is None else _child(parent, last)
-    if not isinstance(dataset, h5py.Dataset):
-        raise BadInput("the weights are missing", f"{group.name}/{path}", SAVE_AGAIN)
-    layout = dataset.id.get_create_plist()
-    plain = layout.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and layout.get_external_count() == 0
-    if not plain or dataset.dtype.kind not in "fiuV" or dataset.shape is None:
-        raise BadInput("stored in a way that Keras never writes", dataset.name, SAVE_AGAIN)
-    size_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if size_bytes != dataset.id.get_storage_size() or size_bytes > group.file.id.get_filesize():
-        raise BadInput(f"shape {dataset.shape} does not fit what is stored", dataset.name, DAMAGED)
-    return Tensor(name, dataset[()])
 
 
 # --- text -----------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from edgetqs.model import Array, Bidirectional, Dense, Gru, Lstm, Recurrent, Sim
 Shape: TypeAlias = tuple[int | None, ...]
 MergeMode: TypeAlias = Literal["concat", "sum", "mul", "ave"]
 _T = TypeVar("_T")
+_OneKernel = TypeVar("_OneKernel", bound=Dense | Recurrent)
+_WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent | Bidirectional)
 
 #: What Keras names them; hard_sigmoid depends on the version besides.
 FUNCTIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid")
@@ -59,7 +61,7 @@ class Node:
 
     @property
     def where(self) -> str:
-        return f"{self.file}: layer {self.name!r} ({self.kind})"
+        return f"{self.file}: layer {short(self.name)} ({short(self.kind)[1:-1]})"
 
     def option(self, kind: type[_T], *names: str, default: _T | None = None) -> _T:
         """The option under the first of ``names`` that is there: later Keras first, then older spellings."""
@@ -138,12 +140,11 @@ def short(value: object) -> str:
 # --- weights ---------------------------------------------------------------
 
 
-def weight(layer: Node, tensor: Tensor, *shapes: tuple[int, ...]) -> NDArray[np.float64]:
-    """The tensor's values. Raises BadInput unless they are finite numbers of one of ``shapes``."""
+def weight(layer: Node, tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The tensor's values. Raises BadInput unless they are finite numbers of this shape."""
     values = tensor.values
-    if values.shape not in shapes:
-        expected = " or ".join(map(str, shapes))
-        raise BadInput(f"{tensor.name} has shape {values.shape}, expected {expected}", layer.where, SAVE_AGAIN)
+    if values.shape != shape:
+        raise BadInput(f"{tensor.name} has shape {values.shape}, expected {shape}", layer.where, SAVE_AGAIN)
     if values.dtype.kind != "f":
         raise Unsupported(
             f"{tensor.name} is stored as {values.dtype}, not as float",
@@ -188,57 +189,34 @@ def recurrent(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Recurrent:
     layer.refuse("return_state", "Save the model without the state among its outputs.")
     units = layer.size("units", "output_dim")
     use_bias = layer.option(bool, "use_bias", default=True)
-    if layer.kind == "LSTM":
-        # Keras 1 stores the gates apart, in the order i, c, f, o.
-        tensors = _joined(tensors, (0, 2, 1, 3))
-    elif layer.kind == "GRU":
-        tensors = _joined(tensors, (0, 1, 2))
-    expect(layer, tensors, 2 + use_bias)
     gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[layer.kind]
     wide = gates * units
-    kernel = blocks(weight(layer, tensors[0], (inputs, wide)), gates)
-    recurrent_kernel = blocks(weight(layer, tensors[1], (units, wide)), gates)
-    activation = layer.function("activation")
-    return_sequences = layer.option(bool, "return_sequences", default=False)
-    go_backwards = layer.option(bool, "go_backwards", default=False)
-    stateful = layer.option(bool, "stateful", default=False)
-    shapes: tuple[tuple[int, ...], ...] = ((wide,),)
+    tensors = _joined(tensors, layer.kind)
+    expect(layer, tensors, 2 + use_bias)
+    options: dict[str, Any] = {
+        "name": layer.name,
+        "kernel": blocks(weight(layer, tensors[0], (inputs, wide)), gates),
+        "recurrent_kernel": blocks(weight(layer, tensors[1], (units, wide)), gates),
+        "activation": layer.function("activation"),
+        "return_sequences": layer.option(bool, "return_sequences", default=False),
+        "go_backwards": layer.option(bool, "go_backwards", default=False),
+        "stateful": layer.option(bool, "stateful", default=False),
+    }
+    if layer.kind != "SimpleRNN":
+        options["recurrent_activation"] = layer.function("recurrent_activation", "inner_activation")
+    reset_after = False
     if layer.kind == "GRU":
         # Keras before 2.1.3 knew only reset_after=False, and did not say so.
-        stored = use_bias and tensors[2].values.shape == (2, wide)
+        stored = use_bias and tensors[2].values.ndim == 2
         reset_after = layer.option(bool, "reset_after", default=stored)
-        shapes = ((2, wide),) if reset_after else ((wide,),)
-    bias = weight(layer, tensors[2], *shapes) if use_bias else np.zeros(shapes[0])
+    shape = (2, wide) if reset_after else (wide,)
+    bias = weight(layer, tensors[2], shape) if use_bias else np.zeros(shape)
     if layer.kind == "GRU":
         rows = bias if reset_after else np.stack([bias, np.zeros(wide)])
         return Gru(
-            layer.name,
-            kernel,
-            recurrent_kernel,
-            blocks(rows[0], gates),
-            blocks(rows[1], gates),
-            reset_after,
-            activation,
-            layer.function("recurrent_activation", "inner_activation"),
-            return_sequences,
-            go_backwards,
-            stateful,
+            bias=blocks(rows[0], gates), recurrent_bias=blocks(rows[1], gates), reset_after=reset_after, **options
         )
-    if layer.kind == "LSTM":
-        return Lstm(
-            layer.name,
-            kernel,
-            recurrent_kernel,
-            blocks(bias, gates),
-            activation,
-            layer.function("recurrent_activation", "inner_activation"),
-            return_sequences,
-            go_backwards,
-            stateful,
-        )
-    return SimpleRnn(
-        layer.name, kernel, recurrent_kernel, blocks(bias, gates), activation, return_sequences, go_backwards, stateful
-    )
+    return (Lstm if layer.kind == "LSTM" else SimpleRnn)(bias=blocks(bias, gates), **options)
 
 
 def _unwrapped(layer: Node) -> Node:
@@ -252,8 +230,9 @@ def _unwrapped(layer: Node) -> Node:
     return replace(layer, kind=kind, config={**cell.config, **layer.config})
 
 
-def _joined(tensors: Sequence[Tensor], order: tuple[int, ...]) -> Sequence[Tensor]:
+def _joined(tensors: Sequence[Tensor], kind: str) -> Sequence[Tensor]:
     """Keras 1's W, U, b of each gate as one kernel, recurrent kernel and bias."""
+    order = {"LSTM": (0, 2, 1, 3), "GRU": (0, 1, 2)}.get(kind, (0,))  # Keras 1 stores an LSTM as i, c, f, o
     if len(tensors) != 3 * len(order) or any(tensor.values.ndim == 0 for tensor in tensors):
         return tensors
     joined = []
@@ -286,7 +265,7 @@ def bidirectional(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Bidire
         raise BadInput("forward and backward layer differ in return_sequences", layer.where, SAVE_AGAIN)
     if merge_mode != "concat" and forward.kernel.shape[1] != backward.kernel.shape[1]:
         raise BadInput(f"merge_mode={merge_mode} of different numbers of units", layer.where, SAVE_AGAIN)
-    return Bidirectional(layer.name, forward, backward, merge_mode)
+    return Bidirectional(layer.name, forward, backward, cast(MergeMode, merge_mode))
 
 
 # --- layers that are y = x * scale + shift ----------------------------------
@@ -305,6 +284,25 @@ class Affine:
         if first is None:
             return self
         return Affine(self.name, first.scale * self.scale, first.shift * self.scale + self.shift)
+
+    def ahead_of(self, layer: _WithKernel) -> _WithKernel:
+        """``layer`` with this folded into its inputs."""
+        if isinstance(layer, Bidirectional):
+            return replace(layer, forward=self.ahead_of(layer.forward), backward=self.ahead_of(layer.backward))
+        kernel = layer.kernel.astype(np.float64)
+        return self._refolded(layer, kernel * self.scale, layer.bias + kernel @ self.shift)
+
+    def behind(self, layer: Dense) -> Dense:
+        """``layer``, which must be linear, with this folded into its outputs."""
+        kernel = layer.kernel.astype(np.float64)
+        return self._refolded(layer, kernel * self.scale[:, None], layer.bias * self.scale + self.shift)
+
+    def _refolded(self, layer: _OneKernel, kernel: NDArray[np.float64], bias: NDArray[np.float64]) -> _OneKernel:
+        with np.errstate(over="ignore"):
+            folded = replace(layer, kernel=frozen(kernel), bias=frozen(bias))
+        if not (np.isfinite(folded.kernel).all() and np.isfinite(folded.bias).all()):
+            raise BadInput(f"together with {self.name!r} its weights leave the range of float32", layer.name)
+        return folded
 
 
 def rescaling(layer: Node, features: int) -> Affine:
@@ -332,6 +330,8 @@ def normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features
 def batch_normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> Affine:
     """At inference: gamma * (x - mean) / sqrt(variance + epsilon) + beta."""
     _last_axis(layer, shape)
+    if layer.config.get("mode", 0) != 0:
+        raise Unsupported(f"mode={short(layer.config['mode'])} of Keras 1", layer.where, "Use mode=0.")
     scale, center = (layer.option(bool, option, default=True) for option in ("scale", "center"))
     expect(layer, tensors, 2 + scale + center)
     values = [weight(layer, tensor, (features,)) for tensor in tensors]
@@ -371,6 +371,10 @@ def _numbers(layer: Node, option: str, features: int) -> NDArray[np.float64]:
         values = np.asarray(value)
     except (ValueError, RecursionError):
         values = np.asarray(None)
-    if values.dtype.kind not in "fiu" or values.size not in (1, features) or values.shape[-1:] not in ((), (1,), (features,)):
+    if (
+        values.dtype.kind not in "fiu"
+        or values.size not in (1, features)
+        or values.shape[-1:] not in ((), (1,), (features,))
+    ):
         raise BadInput(f"{option} is not a number or {features} numbers: {short(value)}", layer.where, SAVE_AGAIN)
     return np.broadcast_to(values.astype(np.float64).ravel(), (features,))

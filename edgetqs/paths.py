@@ -20,3 +20,8 @@ def data_dir(name: str) -> Path:
     if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
         return checkout / name
     raise FileNotFoundError(f"edgetqs is installed without its folder {name!r}: install it again")
+
+
+def sample_dir() -> Path:
+    """The folder of the bundled sample forecaster."""
+    return _PACKAGE / "sample"

@@ -20,21 +20,27 @@ State: TypeAlias = tuple[tuple[Integers, ...], ...]
 
 @dataclass(slots=True)
 class Trace:
-    """What a step computed on its way, for naming the first difference.
+    """What steps computed on their way, for naming the first difference and for counting clipped values.
 
-    ``values`` holds (layer name, what, int array) in the order of computation;
-    ``saturated`` counts values at the int16 limits by (layer name, what).
+    ``values`` holds (layer, what, integers) in the order of computation, where
+    what is "gate i" for a gate's pre-activation, "cell_state", "hidden_state"
+    or "output". ``clipped`` counts, by (layer, what), the products and cell
+    states that did not fit an int16.
     """
 
     values: list[tuple[str, str, Integers]] = field(default_factory=list)
-    saturated: dict[tuple[str, str], int] = field(default_factory=dict)
+    clipped: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, layer: str, what: str, values: Integers) -> Integers:
         self.values.append((layer, what, values))
-        at_limit = int(np.count_nonzero((values >= fp.INT16_MAX) | (values <= -fp.INT16_MAX - 1)))
-        if at_limit:
-            self.saturated[layer, what] = self.saturated.get((layer, what), 0) + at_limit
         return values
+
+    def saturate(self, layer: str, what: str, values: Integers) -> Integers:
+        kept = fp.saturate(values)
+        count = int(np.count_nonzero(kept != values))
+        if count:
+            self.clipped[layer, what] = self.clipped.get((layer, what), 0) + count
+        return kept
 
 
 def zero_state(model: IntegerModel, batch: tuple[int, ...] = ()) -> State:
@@ -54,7 +60,7 @@ def zero_state(model: IntegerModel, batch: tuple[int, ...] = ()) -> State:
 
 
 def product(matrix: Matrix, x: Integers, rows: slice = slice(None)) -> Integers:
-    """Rows of the matrix times x (..., columns), requantized to the matrix's output scale.
+    """Rows of the matrix times x (..., columns), requantized to the matrix's output scale, not saturated.
 
     The sums stay below 2^53, so the float64 product is exact.
     """
@@ -83,61 +89,61 @@ def step(model: IntegerModel, state: State, x: Integers, trace: Trace | None = N
 
 
 def _dense(layer: IntegerDense, x: Integers, trace: Trace) -> Integers:
-    y = product(layer.kernel, x)
+    y = trace.saturate(layer.name, "kernel", product(layer.kernel, x))
     if layer.activation == "relu":
         y = np.maximum(y, 0)
     elif layer.activation != "linear":
-        trace.add(layer.name, "z", y)
         function = fp.tanh if layer.activation == "tanh" else fp.logistic
         y = function(y, *fp.table_multiplier(layer.kernel.output_scale))
-    return trace.add(layer.name, "y", y)
+    return trace.add(layer.name, "output", y)
 
 
 def _parts(layer: IntegerRecurrent, x: Integers, h: Integers, gates: slice, trace: Trace) -> tuple[Integers, Integers]:
-    """The input and the recurrent part of the named gates' rows."""
+    """The input and the recurrent part of the named gates' pre-activations, each saturated on its own."""
     rows = slice(gates.start * layer.units, gates.stop * layer.units)
-    input_part, recurrent_part = product(layer.kernel, x, rows), product(layer.recurrent, h, rows)
-    for number in range(gates.start, gates.stop):
-        own = slice((number - gates.start) * layer.units, (number - gates.start + 1) * layer.units)
-        trace.add(layer.name, f"kernel {layer.gates[number]}", input_part[..., own])
-        trace.add(layer.name, f"recurrent_kernel {layer.gates[number]}", recurrent_part[..., own])
-    return input_part, recurrent_part
+    return (
+        trace.saturate(layer.name, "kernel", product(layer.kernel, x, rows)),
+        trace.saturate(layer.name, "recurrent_kernel", product(layer.recurrent, h, rows)),
+    )
+
+
+def _gates(layer: IntegerRecurrent, first: int, parts: tuple[Integers, Integers], trace: Trace) -> list[Integers]:
+    """The pre-activations of the gates from ``first`` on: the saturated sum of the parts, split."""
+    z = fp.saturate(parts[0] + parts[1])
+    split = np.split(z, z.shape[-1] // layer.units, axis=-1)
+    return [trace.add(layer.name, f"gate {layer.gates[first + k]}", gate) for k, gate in enumerate(split)]
 
 
 def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trace: Trace) -> tuple[Integers, ...]:
     h, c = state
-    z = fp.saturate(np.add(*_parts(layer, x, h, slice(0, 4), trace)))
+    zi, zf, zc, zo = _gates(layer, 0, _parts(layer, x, h, slice(0, 4), trace), trace)
     table = fp.table_multiplier(layer.z_scale)
-    zi, zf, zc, zo = np.split(z, 4, axis=-1)
-    i, f, o = (trace.add(layer.name, f"gate {g}", fp.logistic(v, *table)) for g, v in (("i", zi), ("f", zf), ("o", zo)))
-    g = trace.add(layer.name, "gate c", fp.tanh(zc, *table))
+    i, f, o = (fp.logistic(z, *table) for z in (zi, zf, zo))
     kept = fp.multiply(f, c, 14)
-    new = fp.multiply(i, g, 29 - layer.cell_bits)
-    c = trace.add(layer.name, "cell_state", fp.saturate(kept + new))
+    new = fp.multiply(i, fp.tanh(zc, *table), 29 - layer.cell_bits)
+    c = trace.add(layer.name, "cell_state", trace.saturate(layer.name, "cell_state", kept + new))
     squashed = fp.tanh(fp.rescale(c, 11 - layer.cell_bits), *fp.table_multiplier(fp.TANH_SCALE))
     h = trace.add(layer.name, "hidden_state", fp.multiply(o, squashed, 14))
     return h, c
 
 
 def _gru(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Integers:
-    units, table = layer.units, fp.table_multiplier(layer.z_scale)
-    input_part, recurrent_part = _parts(layer, x, h, slice(0, 2), trace)
-    gates = fp.logistic(fp.saturate(input_part + recurrent_part), *table)
-    z, r = gates[..., :units], gates[..., units:]
-    trace.add(layer.name, "gate z", z)
-    trace.add(layer.name, "gate r", r)
+    table = fp.table_multiplier(layer.z_scale)
+    zz, zr = _gates(layer, 0, _parts(layer, x, h, slice(0, 2), trace), trace)
+    z, r = fp.logistic(zz, *table), fp.logistic(zr, *table)
     if layer.kind == "gru_reset_after":
         input_part, recurrent_part = _parts(layer, x, h, slice(2, 3), trace)
         recurrent_part = fp.multiply(r, recurrent_part, 14)
     else:
         input_part, recurrent_part = _parts(layer, x, fp.multiply(r, h, 14), slice(2, 3), trace)
-    new = trace.add(layer.name, "gate h", fp.tanh(fp.saturate(input_part + recurrent_part), *table))
+    (zh,) = _gates(layer, 2, (input_part, recurrent_part), trace)
+    new = fp.tanh(zh, *table)
     fresh = fp.saturate(new - fp.multiply(z, new, 14))
     return trace.add(layer.name, "hidden_state", fp.saturate(fresh + fp.multiply(z, h, 14)))
 
 
 def _rnn(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Integers:
-    z = fp.saturate(np.add(*_parts(layer, x, h, slice(0, 1), trace)))
+    (z,) = _gates(layer, 0, _parts(layer, x, h, slice(0, 1), trace), trace)
     return trace.add(layer.name, "hidden_state", fp.tanh(z, *fp.table_multiplier(layer.z_scale)))
 
 
@@ -174,13 +180,13 @@ def closed_loop(
     return np.stack(outputs, axis=-2), state
 
 
-def encode(model: IntegerModel, x: Integers) -> Integers:
+def encode(model: IntegerModel, x: np.ndarray) -> Integers:
     """Physical inputs (..., inputs) to int16, in the float32 arithmetic of the generated C."""
     value = np.asarray(x, np.float32)
-    scaled = (value - np.array([c.mean for c in model.inputs], np.float32)) * np.array(
-        [c.gain for c in model.inputs], np.float32
-    )
-    scaled = np.clip(scaled, np.float32(-32768), np.float32(32767))
+    mean = np.array([c.mean for c in model.inputs], np.float32)
+    gain = np.array([c.gain for c in model.inputs], np.float32)
+    with np.errstate(over="ignore"):
+        scaled = np.clip((value - mean) * gain, np.float32(-32768), np.float32(32767))
     return np.where(scaled < 0, -np.floor(np.float32(0.5) - scaled), np.floor(scaled + np.float32(0.5))).astype(
         np.int64
     )

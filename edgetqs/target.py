@@ -51,6 +51,7 @@ class Uart:
 class Qemu:
     program: str
     machine: str = ""  # of a system emulator
+    systick_hz: int = 0  # of a system emulator: what the core's timer runs at there
     cpu: str = ""  # of a user-space emulator
 
 
@@ -181,5 +182,8 @@ def _contradictions(target: Target, path: Path) -> Iterator[str]:
         yield "memory.flash_reserve_bytes: leaves nothing of flash_bytes"
     if memory.ram_reserve_bytes + memory.stack_bytes >= memory.ram_bytes:
         yield "memory.stack_bytes: together with ram_reserve_bytes it leaves nothing of ram_bytes"
-    if not target.qemu.machine:
-        yield "qemu.machine: missing"
+    for name in ("machine", "systick_hz"):
+        if not getattr(target.qemu, name):
+            yield f"qemu.{name}: missing, and needed where kind is 'bare'"
+    if target.uart is None:
+        yield "uart: missing, and needed where kind is 'bare'"

@@ -210,14 +210,19 @@ class _Graph:
         return self.concatenate([self.fully_connected(x, matrix, *run) for run in runs if run[0] < run[1]])
 
 
+def _gates(graph: _Graph, layer: IntegerRecurrent, first: int, gates: list[int]) -> list[int]:
+    """The same tensors, labelled as the pre-activations of the gates from ``first`` on."""
+    return [graph.named(z, layer.name, f"gate {layer.gates[first + k]}") for k, z in enumerate(gates)]
+
+
 def _lstm(graph: _Graph, layer: IntegerRecurrent, x: int, state: list[int]) -> list[int]:
     h, c = state
-    input_part, recurrent_part = graph.part(x, layer.kernel), graph.part(h, layer.recurrent)
-    z = graph.split(graph.binary("ADD", input_part, recurrent_part, layer.z_scale), 4)
-    i, f, o = (graph.named(graph.table("LOGISTIC", z[k]), layer.name, f"gate {layer.gates[k]}") for k in (0, 1, 3))
-    g = graph.named(graph.table("TANH", z[2]), layer.name, "gate c")
+    summed = graph.binary("ADD", graph.part(x, layer.kernel), graph.part(h, layer.recurrent), layer.z_scale)
+    z = _gates(graph, layer, 0, graph.split(summed, 4))
+    i, f, o = (graph.table("LOGISTIC", z[k]) for k in (0, 1, 3))
     c_scale = graph.scales[c]
-    kept, new = graph.binary("MUL", f, c, c_scale), graph.binary("MUL", i, g, c_scale)
+    kept = graph.binary("MUL", f, c, c_scale)
+    new = graph.binary("MUL", i, graph.table("TANH", z[2]), c_scale)
     c = graph.named(graph.binary("ADD", kept, new, c_scale), layer.name, "cell_state")
     squashed = graph.table("TANH", graph.quantize(c, TANH_SCALE))
     return [graph.named(graph.binary("MUL", o, squashed, UNIT_SCALE), layer.name, "hidden_state"), c]
@@ -227,24 +232,22 @@ def _gru(graph: _Graph, layer: IntegerRecurrent, x: int, state: list[int]) -> li
     (h,) = state
     inputs = graph.split(graph.part(x, layer.kernel), 3)
     recurrent = graph.split(graph.part(h, layer.recurrent, 0, 2), 2)
-    z, r = (
-        graph.named(graph.table("LOGISTIC", graph.binary("ADD", inputs[k], recurrent[k], layer.z_scale)), layer.name, w)
-        for k, w in ((0, "gate z"), (1, "gate r"))
-    )
+    sums = [graph.binary("ADD", inputs[k], recurrent[k], layer.z_scale) for k in range(2)]
+    z, r = (graph.table("LOGISTIC", gate) for gate in _gates(graph, layer, 0, sums))
     if layer.kind == "gru_reset_after":
         candidate = graph.binary("MUL", r, graph.part(h, layer.recurrent, 2, 3), layer.z_scale)
     else:
         candidate = graph.part(graph.binary("MUL", r, h, UNIT_SCALE), layer.recurrent, 2, 3)
-    new = graph.named(
-        graph.table("TANH", graph.binary("ADD", inputs[2], candidate, layer.z_scale)), layer.name, "gate h"
-    )
+    (zh,) = _gates(graph, layer, 2, [graph.binary("ADD", inputs[2], candidate, layer.z_scale)])
+    new = graph.table("TANH", zh)
     fresh = graph.binary("SUB", new, graph.binary("MUL", z, new, UNIT_SCALE), UNIT_SCALE)
     kept = graph.binary("MUL", z, h, UNIT_SCALE)
     return [graph.named(graph.binary("ADD", fresh, kept, UNIT_SCALE), layer.name, "hidden_state")]
 
 
 def _rnn(graph: _Graph, layer: IntegerRecurrent, x: int, state: list[int]) -> list[int]:
-    z = graph.binary("ADD", graph.part(x, layer.kernel), graph.part(state[0], layer.recurrent), layer.z_scale)
+    summed = graph.binary("ADD", graph.part(x, layer.kernel), graph.part(state[0], layer.recurrent), layer.z_scale)
+    (z,) = _gates(graph, layer, 0, [summed])
     return [graph.named(graph.table("TANH", z), layer.name, "hidden_state")]
 
 
@@ -252,7 +255,7 @@ def _dense(graph: _Graph, layer: IntegerDense, x: int) -> int:
     y = graph.fully_connected(x, layer.kernel, *layer.kernel.groups()[0], relu=layer.activation == "relu")
     if layer.activation in ("tanh", "sigmoid"):
         y = graph.table("TANH" if layer.activation == "tanh" else "LOGISTIC", y)
-    return graph.named(y, layer.name, "y")
+    return graph.named(y, layer.name, "output")
 
 
 _CELLS = {"lstm": _lstm, "gru": _gru, "gru_reset_after": _gru, "rnn": _rnn}

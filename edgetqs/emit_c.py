@@ -1,0 +1,337 @@
+"""Integer model -> C: a header, a source and the glue for the application and the test harness.
+
+Same input, same bytes: no clock, no path. Templates lay out what is decided here.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgetqs.errors import BadInput
+from edgetqs.fixedpoint import table_multiplier
+from edgetqs.integer import ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
+from edgetqs.layout import BIAS_BYTES, ROW_BYTES, is_wide, pack, packed_bytes, padded
+from edgetqs.paths import data_dir
+
+#: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
+RUNTIME_VERSION = 1
+#: The runtime's sources that a generated model needs.
+RUNTIME_FILES = ("edgetqs_rt.h", "edgetqs_rt.c", "edgetqs_dsp.c", "sigmoid_table.inc")
+
+#: Names the generated source uses itself.
+_RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs")
+
+_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long "
+    "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
+    "bool true false main model edgetqs asm class new delete this template namespace private public".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Samples for the application to replay, physical units: inputs (n, inputs), then future (horizon, known)."""
+
+    samples: np.ndarray
+    future: np.ndarray
+    comment: str
+
+
+def emit_c(
+    model: IntegerModel, kernels: str, replay: Replay, *, horizon: int, version: str, plan_hash: str
+) -> dict[str, str]:
+    """Texts by file name: ``NAME.h``, ``NAME.c`` and ``model_glue.h``."""
+    name = c_name(model.name)
+    rows = _Rows(kernels)
+    layers = _layers(model, rows)
+    state = _state(model)
+    known = model.feedback.known
+    context = {
+        "name": name,
+        "macro": name.upper(),
+        "version": version,
+        "rt_version": RUNTIME_VERSION,
+        "title": f"{model.name}: a recurrent forecaster in integers",
+        "model_hash": model.model_sha256[:16] or "an unnamed model",
+        "plan_hash": plan_hash,
+        "kernels": kernels,
+        "weight_bytes": stored_bytes(model, kernels),
+        "state_bytes": sum(2 * padded(member["size"], 2) for member in state) + 8,
+        "inputs": [_channel(code, low_high=True) for code in model.inputs],
+        "outputs": [_channel(code) for code in model.outputs],
+        "known": list(known),
+        "known_size": max(len(known), 1),
+        "known_channels": [_channel(model.inputs[index]) for index in known],
+        "loop_codes": [
+            {
+                "fields": f"{c.source}, {c.target}, {c.multiplier}, INT64_C({c.offset}), {c.shift}",
+                "label": f"{model.outputs[c.source].name} -> {model.inputs[c.target].name}",
+            }
+            for c in model.loop
+        ],
+        "window": model.window,
+        "horizon": horizon,
+        "state": state,
+        "compared": [member for member in state if member["name"] not in ("x", "y")],
+        "scratch": _scratch(model),
+        "arrays": rows.arrays,
+        "groups": rows.groups,
+        "layers": layers,
+        "samples": [_float_row(row) for row in replay.samples],
+        "future": [_float_row(row) for row in replay.future] if known else [],
+        "samples_comment": replay.comment,
+    }
+    return {
+        f"{name}.h": _render("model.h.j2", context),
+        f"{name}.c": _render("model.c.j2", context),
+        "model_glue.h": _render("glue.h.j2", context),
+    }
+
+
+def c_name(text: str) -> str:
+    """``text`` as a C identifier in lower case; raises ``BadInput`` for one that C keeps to itself."""
+    name = re.sub(r"\W+", "_", text.lower(), flags=re.ASCII).strip("_")
+    name = re.sub(r"^(?=\d)", "m", name)
+    if not name or name in _KEYWORDS or len(name) > 40:
+        raise BadInput(
+            f"{text!r} cannot be the name of a C module", todo='set another one: [model] name = "..." in edgetqs.toml'
+        )
+    return name
+
+
+def stored_bytes(model: IntegerModel, kernels: str) -> int:
+    """Bytes of all constant arrays: packed weights, multipliers, shifts, biases."""
+    total = 0
+    for _, _, matrix in model.matrices():
+        layout = "portable" if is_wide(matrix) else kernels
+        for start, stop, width in matrix.groups():
+            rows = stop - start
+            total += packed_bytes(rows, matrix.columns, width, layout) + ROW_BYTES * rows
+            total += BIAS_BYTES * rows if matrix.bias[start:stop].any() else 0
+    return total
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Collects the arrays and row groups that the layers' calls name."""
+
+    kernels: str
+    arrays: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, str]] = field(default_factory=list)
+
+    def calls(
+        self, layer: str, tensor: str, gates: Sequence[str], matrix: Matrix, x: str, y: str, chosen: range, *, add: bool
+    ) -> list[str]:
+        """Calls that put the chosen gates' rows times x into y, one a run of equal widths."""
+        calls = []
+        for start, stop, width in matrix.groups():
+            low, high = max(start, chosen.start * matrix.gate_rows), min(stop, chosen.stop * matrix.gate_rows)
+            if low >= high:
+                continue
+            names = "".join(gates[low // matrix.gate_rows : high // matrix.gate_rows])
+            group, function = self._group("_".join(filter(None, (layer, tensor, names))), matrix, low, high, width)
+            offset = low - chosen.start * matrix.gate_rows
+            target = f"{y} + {offset}" if offset else y
+            calls.append(f"clipped += {function}(&{group}, {x}, {target}, {'true' if add else 'false'});")
+        return calls
+
+    def _group(self, name: str, matrix: Matrix, start: int, stop: int, width: int) -> tuple[str, str]:
+        """Add one run of rows: (name of the group, function that computes it)."""
+        wide = is_wide(matrix)
+        layout = "portable" if wide else self.kernels
+        scales, bias = matrix.scales[start:stop], matrix.bias[start:stop]
+        about = (
+            f"{name}: {stop - start} x {matrix.columns}, int{width}, {layout} layout, "
+            f"scale {scales.min():.3g} to {scales.max():.3g} a row"
+        )
+        fields = [
+            self._array(name, "weights", "uint32_t", pack(matrix.weights[start:stop], width, layout), about),
+            self._array(name, "bias", "int32_t", bias, f"{name}: bias in steps of input scale * row scale")
+            if bias.any()
+            else "NULL",
+            self._array(
+                name, "multiplier", "uint16_t", matrix.multiplier[start:stop], f"{name}: a row's sum times ..."
+            ),
+            self._array(name, "shift", "uint8_t", matrix.shift[start:stop], "... multiplier / 2^shift is its value"),
+            str(stop - start),
+            str(matrix.columns),
+        ]
+        self.groups.append({"name": name, "fields": ", ".join(fields)})
+        return name, f"edgetqs_rows{width}" + ("_wide" if wide else "_dsp" if layout == "dsp" else "")
+
+    def _array(self, group: str, suffix: str, kind: str, values: Sequence[Any], comment: str) -> str:
+        name = f"{group}_{suffix}"
+        self.arrays.append(
+            {"name": name, "type": kind, "size": len(values), "comment": comment, "lines": _lines(values, kind)}
+        )
+        return name
+
+
+def _layers(model: IntegerModel, rows: _Rows) -> list[dict[str, Any]]:
+    """The layers with their calls, for the template."""
+    layers: list[dict[str, Any]] = []
+    source, number = "s->x", 0
+    used: set[str] = set(_RESERVED)
+    for index, layer in enumerate(model.layers):
+        identifier = _unique(layer.name, used)
+        last = index == len(model.layers) - 1
+        if isinstance(layer, IntegerDense):
+            count = len(layer.kernel.weights)
+            output = "s->y" if last else f"scratch.d{index}"
+            calls = rows.calls(identifier, "kernel", [""], layer.kernel, source, output, range(1), add=False)
+            calls += _activation(layer, output)
+            calls.append(f"EDGETQS_TRACE({index}, 'y', {output}, {count});")
+            comment = f"{layer.name}: dense, {count} units, {layer.activation}"
+        else:
+            output = f"s->h{number}"
+            calls = _recurrent_calls(layer, identifier, index, number, source, rows)
+            if last:
+                calls.append(f"edgetqs_copy(s->y, {output}, {layer.units});")
+            comment = f"{layer.name}: {layer.kind}, {layer.units} units"
+            number += 1
+        layers.append({"comment": comment, "calls": calls})
+        source = output
+    return layers
+
+
+def _activation(layer: IntegerDense, output: str) -> list[str]:
+    count = len(layer.kernel.weights)
+    if layer.activation == "relu":
+        return [f"edgetqs_relu({output}, {count});"]
+    if layer.activation in ("tanh", "sigmoid"):
+        return [f"edgetqs_{layer.activation}({output}, {count}, {table_multiplier(layer.kernel.output_scale)[1]});"]
+    return []
+
+
+def _recurrent_calls(
+    layer: IntegerRecurrent, identifier: str, index: int, number: int, x: str, rows: _Rows
+) -> list[str]:
+    units, h, z = layer.units, f"s->h{number}", "scratch.z"
+    shift = table_multiplier(layer.z_scale)[1]
+    every = range(len(layer.gates))
+
+    def recurrent(source: str, target: str, chosen: range, add: bool = True) -> list[str]:
+        return rows.calls(identifier, "recurrent", layer.gates, layer.recurrent, source, target, chosen, add=add)
+
+    def trace(what: str, values: str, count: int) -> str:
+        return f"EDGETQS_TRACE({index}, '{what}', {values}, {count});"
+
+    calls = rows.calls(identifier, "kernel", layer.gates, layer.kernel, x, z, every, add=False)
+    if layer.kind in ("lstm", "rnn"):
+        calls += recurrent(h, z, every)
+        calls.append(trace("0", z, units * len(every)))
+        if layer.kind == "rnn":
+            calls += [f"edgetqs_tanh({z}, {units}, {shift});", f"edgetqs_copy({h}, {z}, {units});"]
+        else:
+            c = f"s->c{number}"
+            arguments = f"{z}, {h}, {c}, {units}, {shift}, {layer.cell_bits}"
+            calls += [f"clipped += edgetqs_lstm_update({arguments});", trace("c", c, units)]
+        return [*calls, trace("h", h, units)]
+    r, fresh = f"{z} + {units}", f"{z} + {2 * units}"
+    calls += recurrent(h, z, range(2))
+    calls += [trace("0", z, 2 * units), f"edgetqs_sigmoid({z}, {2 * units}, {shift});"]
+    if layer.kind == "gru_reset_after":
+        calls += recurrent(h, "scratch.r", range(2, 3), add=False)
+        calls.append(f"edgetqs_gru_reset_add({fresh}, {r}, scratch.r, {units});")
+    else:
+        calls.append(f"edgetqs_gru_reset(scratch.r, {r}, {h}, {units});")
+        calls += recurrent("scratch.r", fresh, range(2, 3))
+    calls += [trace("2", fresh, units), f"edgetqs_gru_update({z}, {fresh}, {h}, {units}, {shift});"]
+    return [*calls, trace("h", h, units)]
+
+
+def _unique(text: str, used: set[str]) -> str:
+    """``text`` as part of an identifier that is not in ``used``, which it joins."""
+    name = re.sub(r"\W+", "_", text.lower(), flags=re.ASCII).strip("_") or "layer"
+    name = re.sub(r"^(?=\d)", "l", name)
+    candidate, count = name, 1
+    while candidate in used:
+        count += 1
+        candidate = f"{name}_{count}"
+    used.add(candidate)
+    return candidate
+
+
+def _state(model: IntegerModel) -> list[dict[str, Any]]:
+    """Members of the state: ``size`` with padding, ``count`` without."""
+
+    def member(name: str, count: int, comment: str, pad: bool = True) -> dict[str, Any]:
+        return {"name": name, "size": padded(count) if pad else count, "count": count, "comment": comment}
+
+    members = []
+    for number, layer in enumerate(_recurrent(model)):
+        members.append(member(f"h{number}", layer.units, f"{layer.name}: hidden state, 2^-15"))
+        if layer.kind == "lstm":
+            comment = f"{layer.name}: cell state, 2^-{layer.cell_bits}"
+            members.append(member(f"c{number}", layer.units, comment, pad=False))
+    members.append(member("x", len(model.inputs), "last input"))
+    members.append(member("y", len(model.outputs), "last output", pad=False))
+    return members
+
+
+def _scratch(model: IntegerModel) -> list[dict[str, Any]]:
+    recurrent = _recurrent(model)
+    members = [{"name": "z", "size": max(len(layer.kernel.weights) for layer in recurrent)}]
+    reset = [layer.units for layer in recurrent if layer.kind.startswith("gru")]
+    if reset:
+        members.append({"name": "r", "size": padded(max(reset))})
+    members += [
+        {"name": f"d{index}", "size": padded(len(layer.kernel.weights))}
+        for index, layer in enumerate(model.layers[:-1])
+        if isinstance(layer, IntegerDense)
+    ]
+    return members
+
+
+def _recurrent(model: IntegerModel) -> list[IntegerRecurrent]:
+    return [layer for layer in model.layers if isinstance(layer, IntegerRecurrent)]
+
+
+def _channel(code: ChannelCode, low_high: bool = False) -> dict[str, str]:
+    label = f"{code.name} {code.unit}".strip().replace('"', "'").replace("\\", "/").replace("*/", "* /")
+    channel = {"label": label, "mean": _float(code.mean), "gain": _float(code.gain)}
+    if low_high:
+        channel["low"] = f"{code.mean - 32768 / code.gain:.6g}"
+        channel["high"] = f"{code.mean + 32767 / code.gain:.6g}"
+    return channel
+
+
+def _float(value: float) -> str:
+    """A float32 literal that reads back exactly."""
+    text = f"{np.float32(value):.9g}"
+    return (text if any(mark in text for mark in ".en") else text + ".0") + "f"
+
+
+def _float_row(row: np.ndarray) -> str:
+    return ", ".join(map(_float, row))
+
+
+def _lines(values: Sequence[Any], kind: str) -> list[str]:
+    if kind == "uint32_t":
+        texts, columns = [f"0x{int(value):08x}" for value in values], 8
+    else:
+        texts, columns = [str(int(value)) for value in values], 12
+    return [", ".join(texts[k : k + columns]) + "," for k in range(0, len(texts), columns)]
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(data_dir("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    return _environment().get_template(template).render(context)

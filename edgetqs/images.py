@@ -1,0 +1,96 @@
+"""A build's folder of sources and the images linked from it.
+
+``src/``            the model, the runtime and the application: all a firmware project needs
+``firmware.elf``    the application, as it is flashed
+``emulated.elf``    the same, ending its emulator with an exit code
+``harness.elf``     the model with the test harness
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgetqs import firmware
+from edgetqs.emit_c import RUNTIME_FILES
+from edgetqs.paths import data_dir
+from edgetqs.target import Target
+
+#: Room given to images that are only measured, so that linking tells sizes instead of failing.
+_AMPLE = 1 << 26
+#: The harness may be this much larger than the device's flash; emulated flash is larger still.
+_HARNESS_ROOM = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The folder of sources and which of them make the model."""
+
+    folder: Path
+    model: tuple[Path, ...]
+
+
+def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sources:
+    """Write the generated texts and copy the runtime beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for name in (*RUNTIME_FILES, "app.c", "board.h"):
+        shutil.copyfile(data_dir("runtime") / name, folder / name)
+    runtime = ["edgetqs_rt.c", "edgetqs_dsp.c"] if kernels == "dsp" else ["edgetqs_rt.c"]
+    generated = [name for name in texts if name.endswith(".c")]
+    return Sources(folder, tuple(folder / name for name in (*generated, *runtime)))
+
+
+def link_application(target: Target, sources: Sources, work: Path, out: Path, *, emulated: bool = False) -> Path:
+    """The application's image at ``out``; raises ``CheckFailed`` if it does not fit the device."""
+    return _link(target, sources, work, out, sources.folder / "app.c", emulated=emulated)
+
+
+def link_ample(target: Target, sources: Sources, work: Path, out: Path) -> Path:
+    """The application linked for an ample device, to be measured."""
+    return _link(_larger(target, flash=_AMPLE, ram=_AMPLE), sources, work, out, sources.folder / "app.c")
+
+
+def link_harness(
+    target: Target, sources: Sources, work: Path, out: Path, *, sanitizers: bool = False, trace: bool = False
+) -> Path:
+    """The harness's image; ``trace`` makes it write down what every step computes on its way."""
+    objects = firmware.compile_sources(
+        target,
+        [*sources.model, data_dir("runtime") / "harness.c", *firmware.port_sources(target)],
+        work,
+        [sources.folder],
+        {
+            **firmware.board_defines(target, emulated=True),
+            **({"EDGETQS_TRACE_BUILD": "1"} if trace else {}),
+        },
+        sanitizers=sanitizers,
+    )
+    roomy = _larger(target, flash=target.memory.flash_bytes + _HARNESS_ROOM)
+    return _finish(roomy, objects, work, out, emulated=True, sanitizers=sanitizers)
+
+
+def _link(target: Target, sources: Sources, work: Path, out: Path, main: Path, *, emulated: bool = False) -> Path:
+    console = [] if target.kind == "bare" else [data_dir("runtime") / "board_posix.c"]
+    objects = firmware.compile_sources(target, [*sources.model, main, *console], work, [sources.folder])
+    return _finish(target, objects, work, out, emulated=emulated)
+
+
+def _finish(
+    target: Target, objects: list[Path], work: Path, out: Path, *, emulated: bool, sanitizers: bool = False
+) -> Path:
+    """Add the board and link."""
+    script = None
+    if target.kind == "bare":
+        defines = firmware.board_defines(target, emulated=emulated)
+        objects = objects + firmware.compile_sources(target, firmware.board_sources(target), work, (), defines)
+        script = firmware.write_linker_script(target, work / "link.ld")
+    return firmware.link(target, objects, out, script, sanitizers=sanitizers)
+
+
+def _larger(target: Target, *, flash: int, ram: int | None = None) -> Target:
+    memory = replace(target.memory, flash_bytes=flash, ram_bytes=ram or target.memory.ram_bytes)
+    return replace(target, memory=memory)

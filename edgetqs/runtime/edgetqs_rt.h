@@ -1,0 +1,127 @@
+/*
+ * edgetqs runtime: the integer arithmetic of recurrent forecasters.
+ *
+ * edgetqs_rt.c   requantization, tables, cells, conversion from and to floats
+ * edgetqs_dsp.c  matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
+ *
+ * C99, freestanding: no allocation, no recursion, no standard library. Every
+ * function computes the same integers as edgetqs/fixedpoint.py and
+ * edgetqs/reference.py. Activations are int16, sums int32 (proven to fit when
+ * the model was made), weights int8 or int4.
+ */
+#ifndef EDGETQS_RT_H
+#define EDGETQS_RT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define EDGETQS_RT_VERSION 1
+
+/* Vectors that rows are multiplied with start on a word and are padded to a
+ * multiple of this many values. */
+#define EDGETQS_PAD 8
+#define EDGETQS_ALIGNED __attribute__((aligned(4)))
+
+/* In a trace build the harness writes down what was computed; see harness.c. */
+#ifdef EDGETQS_TRACE_BUILD
+void edgetqs_trace(uint16_t layer, uint16_t what, const int16_t *values, uint16_t count);
+#define EDGETQS_TRACE(layer, what, values, count) edgetqs_trace(layer, what, values, count)
+#else
+#define EDGETQS_TRACE(layer, what, values, count) ((void)0)
+#endif
+
+/* ---- Rows of a matrix: y = saturate(round((W x + bias) * multiplier / 2^shift)) ----
+ *
+ * Weight layouts (written by edgetqs/layout.py):
+ *   portable int8  row by row
+ *   portable int4  row by row, two columns a byte, the first in the low half;
+ *                  a row of odd length is padded with a zero
+ *   dsp            see edgetqs_dsp.c
+ */
+typedef struct {
+    const void *weights;
+    const int32_t *bias;        /* NULL: none */
+    const uint16_t *multiplier; /* odd, below 2^15 */
+    const uint8_t *shift;       /* 1 to 46 */
+    uint16_t rows;
+    uint16_t columns;
+} edgetqs_rows;
+
+/* Each gives how many rows were clipped to int16. With add, y is a saturating
+ * sum of what it holds and the new value. */
+uint32_t edgetqs_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+/* For rows whose sums do not fit an int32. Portable layout. */
+uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+
+/* ---- Functions by table; table_shift is 13, 12 or 11 for z at 5*2^-14, -13, -12 ---- */
+void edgetqs_sigmoid(int16_t *values, unsigned count, unsigned table_shift);
+void edgetqs_tanh(int16_t *values, unsigned count, unsigned table_shift);
+void edgetqs_relu(int16_t *values, unsigned count);
+
+/* ---- Cells: z holds the pre-activations by gate and is overwritten ---- */
+
+/* Gates i f c o; c at 2^-cell_bits. Gives how many cell states were clipped. */
+uint32_t edgetqs_lstm_update(int16_t *z, int16_t *h, int16_t *c, unsigned units, unsigned table_shift,
+                             unsigned cell_bits);
+/* a = a + r * b (reset_after) and a = r * b */
+void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
+void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
+/* z: the gate's values, fresh: the candidate's pre-activations. */
+void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift);
+
+/* ---- Physical values ---- */
+typedef struct {
+    float mean;
+    float gain;
+} edgetqs_channel;
+
+/* q = round((value - mean) * gain), clipped; false, with q untouched, if a value is not finite. */
+bool edgetqs_encode(const edgetqs_channel *channels, unsigned count, const float *values, int16_t *q);
+/* value = q * gain + mean */
+void edgetqs_decode(const edgetqs_channel *channels, unsigned count, const int16_t *q, float *values);
+
+/* ---- Closed loop: x[target] = saturate((y[source] * multiplier + offset) / 2^shift), ties up ---- */
+typedef struct {
+    uint16_t source;
+    uint16_t target;
+    int32_t multiplier;
+    int64_t offset;
+    uint8_t shift;
+} edgetqs_loop;
+void edgetqs_feed_back(const edgetqs_loop *loop, unsigned count, const int16_t *y, int16_t *x);
+
+void edgetqs_copy(int16_t *to, const int16_t *from, unsigned count);
+void edgetqs_clear(int16_t *values, unsigned count);
+
+/* ---- Shared by the row functions ---- */
+
+static inline int16_t edgetqs_saturate(int32_t value)
+{
+    if (value > 32767) {
+        return 32767;
+    }
+    return value < -32768 ? (int16_t)-32768 : (int16_t)value;
+}
+
+/* sum * multiplier / 2^shift, ties away from zero; the result fits an int32. */
+static inline int32_t edgetqs_requantize(int32_t sum, uint32_t multiplier, uint32_t shift)
+{
+    uint32_t magnitude = sum < 0 ? 0u - (uint32_t)sum : (uint32_t)sum;
+    uint64_t product = (uint64_t)magnitude * multiplier + ((uint64_t)1 << (shift - 1u));
+    int32_t result = (int32_t)(product >> shift);
+    return sum < 0 ? -result : result;
+}
+
+/* Stores one row's value; gives 1 if it was clipped. */
+static inline uint32_t edgetqs_store(int16_t *y, int32_t value, bool add)
+{
+    int16_t clipped = edgetqs_saturate(value);
+    *y = add ? edgetqs_saturate((int32_t)*y + clipped) : clipped;
+    return clipped != value;
+}
+
+#endif
