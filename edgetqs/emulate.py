@@ -25,6 +25,9 @@ from edgetqs.errors import CheckFailed, ToolMissing
 from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
+#: What a "bare" image exits with after a fault (BOARD_EXIT_FAULT); its UART says more.
+FAULT_EXIT_CODE = 99
+
 #: Symbols of the harness's marker functions; see runtime/count.c.
 COUNT_MARKERS = ("edgetqs_count_begin", "edgetqs_count_end")
 

@@ -49,9 +49,12 @@ def toolchain(target: Target) -> Toolchain:
             todo = f"On Debian or Ubuntu: apt install {package}"
             raise ToolMissing(f"{prefix}{tool} is not installed", f"target {target.name}", todo)
     gcc, objdump = str(found["gcc"]), str(found["objdump"])
-    version = _run([gcc, "-dumpfullversion"], "gcc").strip()
-    if not version[:1].isdigit() or int(version.split(".")[0]) < OLDEST_GCC:
-        raise ToolMissing(f"gcc {version} is too old", gcc, f"Install gcc {OLDEST_GCC} or newer.")
+    said = subprocess.run([gcc, "-dumpfullversion"], capture_output=True, text=True, check=False)
+    version = said.stdout.strip()  # nothing where another compiler goes by the name of gcc
+    if said.returncode != 0 or int(version.partition(".")[0] or 0) < OLDEST_GCC:
+        raise ToolMissing(
+            f"gcc {version or 'of unknown version'} cannot be used", gcc, f"gcc {OLDEST_GCC} is the oldest."
+        )
     return Toolchain(gcc, objdump, version)
 
 

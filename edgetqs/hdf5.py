@@ -174,7 +174,7 @@ class Group:
     def _child(self, name: str) -> int | None:
         children = self._children
         if name in children and children[name] is None:
-            raise self.file.foreign(f"a link, {self.path}/{name!r}")
+            raise self.file.foreign(f"a link, {self.path + '/' + name!r}")
         return children.get(name)
 
     def _entries(self, tree: int, heap: int) -> Iterator[tuple[str, int | None]]:
@@ -216,29 +216,29 @@ def _dataset(file: Hdf5, header: int, path: str) -> NDArray[Any]:
     parts: dict[int, bytes] = {}
     for kind, flags, content in file.messages(header):
         if kind == _EXTERNAL or (kind in (_DATASPACE, _DATATYPE, _LAYOUT) and flags & _SHARED):
-            raise file.foreign(f"values of {path} stored elsewhere")
+            raise file.foreign(f"values of {path!r} stored elsewhere")
         parts[kind] = content
     if not parts.keys() >= {_DATASPACE, _DATATYPE, _LAYOUT}:
-        raise file.damaged(f"{path} is not a dataset")
+        raise file.damaged(f"{path!r} is not a dataset")
     shape = _shape(file, parts[_DATASPACE])
     dtype = _dtype(file, parts[_DATATYPE])
     size = math.prod(shape) * dtype.itemsize
     layout = parts[_LAYOUT]
     version, storage = _unpack(file, "<BB", layout)  # IV.A.2.i
     if version not in (3, 4) or storage not in (0, 1):
-        raise file.foreign(f"values of {path} in chunks, compressed or virtual")
+        raise file.foreign(f"values of {path!r} in chunks, compressed or virtual")
     if storage == 0:
         (stored,) = _unpack(file, "<H", layout[2:])
         values = layout[4 : 4 + stored]
     else:
         address, stored = _unpack(file, "<QQ", layout[2:])
         if stored != size or (size and address + size > len(file.data)):
-            raise file.damaged(f"shape {shape} of {path} does not fit the {stored} bytes stored")
+            raise file.damaged(f"shape {shape} of {path!r} does not fit the {stored} bytes stored")
         if size:
             return np.frombuffer(file.data, dtype, math.prod(shape), address).reshape(shape)
         values = b""
     if len(values) != size:
-        raise file.damaged(f"shape {shape} of {path} does not fit the {len(values)} bytes stored")
+        raise file.damaged(f"shape {shape} of {path!r} does not fit the {len(values)} bytes stored")
     return np.frombuffer(values, dtype).reshape(shape)
 
 
@@ -263,9 +263,9 @@ def _strings(file: Hdf5, datatype: bytes, shape: tuple[int, ...], values: bytes,
     kind, bits, size = _unpack(file, "<BBxxI", datatype)
     variable = kind & 15 == _VARIABLE_LENGTH and bits & 15 == 1 and size == 16
     if not variable and kind & 15 != _STRING:
-        raise file.damaged(f"{where} is not text")
+        raise file.damaged(f"{where!r} is not text")
     if size == 0 or count > len(values) // size:
-        raise file.damaged(f"{where} is longer than what is stored")
+        raise file.damaged(f"{where!r} is longer than what is stored")
     strings = []
     total = 0
     for start in range(0, count * size, size):
@@ -274,12 +274,12 @@ def _strings(file: Hdf5, datatype: bytes, shape: tuple[int, ...], values: bytes,
             length, collection, index = struct.unpack("<IQI", text)
             total += length
             if total > len(file.data):
-                raise file.damaged(f"{where} is longer than the file")
+                raise file.damaged(f"{where!r} is longer than the file")
             text = file.heap_object(collection, index, length) if length else b""
         try:
             strings.append(text.partition(b"\0")[0].decode())
         except UnicodeDecodeError as error:
-            raise file.damaged(f"{where} is not UTF-8") from error
+            raise file.damaged(f"{where!r} is not UTF-8") from error
     return strings
 
 

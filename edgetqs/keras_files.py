@@ -185,7 +185,7 @@ def _list(group: Group, name: str, where: str) -> list[str]:
     names = []
     piece = group.strings(f"{name}0")
     if piece is None:
-        raise BadInput(f"the attribute {name} of {group.path} is missing", where, SAVE_AGAIN)
+        raise BadInput(f"the attribute {name} of {group.path!r} is missing", where, SAVE_AGAIN)
     for count in itertools.count(1):
         names += piece
         piece = group.strings(f"{name}{count}")
@@ -200,7 +200,7 @@ def _list(group: Group, name: str, where: str) -> list[str]:
 def _tensor(group: Group, path: tuple[str, ...], name: str) -> Tensor:
     values = group.dataset(*path)
     if values is None:
-        raise BadInput(f"the weights {name} are missing", group.file.where, SAVE_AGAIN)
+        raise BadInput(f"the weights {name!r} are missing", group.file.where, SAVE_AGAIN)
     return Tensor(name, values)
 
 

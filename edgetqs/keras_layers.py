@@ -144,16 +144,16 @@ def weight(layer: Node, tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.fl
     """The tensor's values. Raises BadInput unless they are finite numbers of this shape."""
     values = tensor.values
     if values.shape != shape:
-        raise BadInput(f"{tensor.name} has shape {values.shape}, expected {shape}", layer.where, SAVE_AGAIN)
+        raise BadInput(f"{tensor.name!r} has shape {values.shape}, expected {shape}", layer.where, SAVE_AGAIN)
     if values.dtype.kind != "f":
         raise Unsupported(
-            f"{tensor.name} is stored as {values.dtype}, not as float",
+            f"{tensor.name!r} is stored as {values.dtype}, not as float",
             layer.where,
             "Save the float32 model: edgetqs does the quantizing.",
         )
     with np.errstate(over="ignore"):
         if not np.isfinite(values.astype(np.float32)).all():
-            raise BadInput(f"{tensor.name} holds NaN or Inf", layer.where, "Train again: the weights are lost.")
+            raise BadInput(f"{tensor.name!r} holds NaN or Inf", layer.where, "Train again: the weights are lost.")
     return values.astype(np.float64)
 
 

@@ -90,20 +90,13 @@ def synthesise(
     settled = count // 2 if closed else 0
     length = burn_in_length + (2 if settled else 1) * horizon
     inputs = synthetic_inputs(features, count, length, forecaster.input_range, rng).astype(dtype)
+    state = zero_state(stack, (count,))
     if not closed:
-        state = zero_state(stack, (count,))
-        reference, _ = run(stack, state, inputs)
-        empty = np.zeros((count, 0), dtype)
-        burnt = Trajectories(stack, inputs[:, :0], state, empty, empty, inputs, reference, np.zeros(0), 0, 0)
-    else:
-        burn_in = inputs[:, :burn_in_length]
-        outputs, state = run(stack, zero_state(stack, (count,)), burn_in)
-        x, y = burn_in[:, -1], outputs[:, -1]
-        future = inputs[:, burn_in_length : burn_in_length + horizon]
-        x, y, state, future = _settle(forecaster, stack, state, x, y, inputs[:, burn_in_length:], horizon, settled)
-        reference, _ = closed_loop(forecaster, stack, state, x, y, horizon, future)
-        burnt = Trajectories(stack, burn_in, state, x, y, future, reference, np.zeros(0), 0, 0)
-    return _keep_alive(forecaster, burnt)
+        return keep_alive(forecaster, stack, inputs[:, :0], state, inputs[:, 0], inputs[:, 0], inputs)
+    burn_in, future = inputs[:, :burn_in_length], inputs[:, burn_in_length:]
+    outputs, state = run(stack, state, burn_in)
+    x, y, state, future = _settle(forecaster, stack, state, burn_in[:, -1], outputs[:, -1], future, horizon, settled)
+    return keep_alive(forecaster, stack, burn_in, state, x, y, future)
 
 
 def _settle(
@@ -134,32 +127,38 @@ def _settle(
     return x, y, merged, ahead
 
 
-def _keep_alive(forecaster: Forecaster, all_of: Trajectories) -> Trajectories:
-    reference = all_of.reference
+def keep_alive(
+    forecaster: Forecaster, stack: tuple[Cell, ...], burn_in: Values, state: State, x: Values, y: Values, future: Values
+) -> Trajectories:
+    """Roll out from the starting points and leave out those that collapse or diverge."""
+    if forecaster.feedback.pairs:
+        reference, _ = closed_loop(forecaster, stack, state, x, y, future.shape[1], future)
+    else:
+        reference, _ = run(stack, state, future)
     finite = np.isfinite(reference).all(axis=(1, 2))
-    bound = DIVERGED * forecaster.input_range
-    fed_back = [source for source, _ in forecaster.feedback.pairs] or list(range(reference.shape[-1]))
-    moving = np.where(finite, np.nan_to_num(reference).std(axis=1).max(axis=-1), 0) > COLLAPSED
-    bounded = finite & (
-        (np.abs(np.nan_to_num(reference[:, :, fed_back])).max(axis=(1, 2)) < bound) | (not forecaster.feedback.pairs)
-    )
+    values = np.where(finite[:, None, None], reference, 0)
+    moving = values.std(axis=1).max(axis=-1) > COLLAPSED
+    fed_back = [source for source, _ in forecaster.feedback.pairs]
+    largest = np.abs(values[:, :, fed_back]).max(axis=(1, 2), initial=0)
+    bounded = finite & (largest < DIVERGED * forecaster.input_range)
     alive = moving & bounded
     if alive.sum() < 4:
         raise BadInput(
-            f"only {int(alive.sum())} of {len(alive)} synthetic rollouts stay alive "
-            f"({int((~moving).sum())} collapse, {int((~bounded).sum())} diverge)",
+            f"only {int(alive.sum())} of {len(alive)} rollouts stay alive "
+            f"({int((~moving & bounded).sum())} collapse, {int((~bounded).sum())} diverge)",
             forecaster.name,
             "check the feedback map and the means and standard deviations in edgetqs.toml",
         )
+    reference = reference[alive]
     return Trajectories(
-        all_of.stack,
-        all_of.burn_in[alive],
-        tuple(tuple(values[alive] for values in one) for one in all_of.state),
-        all_of.x[alive],
-        all_of.y[alive],
-        all_of.future[alive],
-        reference[alive],
-        reference[alive].std(axis=(0, 1)),
+        stack,
+        burn_in[alive],
+        tuple(tuple(value[alive] for value in one) for one in state),
+        x[alive],
+        y[alive],
+        future[alive],
+        reference,
+        reference.std(axis=(0, 1)),
         int((~moving & bounded).sum()),
         int((~bounded).sum()),
     )

@@ -153,6 +153,10 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, 
         fprintf(stderr, "count: begin, begin_size, end, end_size and out are required\n");
         return -1;
     }
+    if (begin == end) {
+        fprintf(stderr, "count: the two markers are one function; the compiler merged them\n");
+        return -1;
+    }
     out = fopen(path, "w");
     if (out == NULL) {
         fprintf(stderr, "count: cannot write %s\n", path);

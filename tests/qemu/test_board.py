@@ -208,7 +208,7 @@ def test_armv8m_faults_on_stack_overflow(bench):
     int main(void) { int start = 0; return grow(&start); }
     """
     ran = bench.run(text)
-    assert ran.exit_code == 99
+    assert ran.exit_code == emulate.FAULT_EXIT_CODE
     assert "cfsr 0x00100000" in ran.uart  # STKOF
 
 
@@ -326,6 +326,18 @@ def test_a_qemu_that_refuses_the_plugin(bench, monkeypatch):
     assert ran.how == "icount" or ran.how.startswith("not run: QEMU does not load the plugin")
 
 
+@on(["cortex-m4", "x86"])
+def test_counter_in_a_folder_with_a_comma(bench, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bench.folder / "a,b=c d"))
+    emulate._cache_dir.cache_clear()
+    try:
+        ran = bench.run(LOOP, count=True)
+    finally:
+        emulate._cache_dir.cache_clear()
+    assert (ran.how, len(ran.counts)) == ("tcg plugin", 5)
+    assert [path.suffix for path in (bench.folder / "a,b=c d" / "edgetqs").iterdir()] == [".so"]
+
+
 @on(["cortex-m4"])
 def test_counting_needs_the_markers(bench):
     with pytest.raises(CheckFailed, match="edgetqs_count_begin"):
@@ -336,7 +348,7 @@ def test_counting_needs_the_markers(bench):
 def test_a_fault_is_reported(bench):
     ran = bench.run('#include "board.h"\nint main(void) { __asm__ volatile("udf #0"); return 0; }')
     main = symbol(bench.folder / "program.elf", "main")
-    assert ran.exit_code == 99
+    assert ran.exit_code == emulate.FAULT_EXIT_CODE
     assert ran.uart.startswith("fault: exception 0x00000003 pc ")
     pc = int(ran.uart.split()[4], 16)
     assert main.address <= pc < main.address + main.bytes
@@ -352,7 +364,7 @@ def test_a_fault_with_a_broken_stack_is_reported(bench):
     }
     """
     ran = bench.run(text)
-    assert ran.exit_code == 99
+    assert ran.exit_code == emulate.FAULT_EXIT_CODE
     assert ran.uart.startswith("fault: exception 0x00000003 pc 0x")
 
 
@@ -482,8 +494,9 @@ def test_data_may_not_reach_into_the_stack(bench):
 
 @on(ALL)
 def test_same_sources_elsewhere_give_the_same_bytes(bench):
-    first = bench.build(LOOP).read_bytes()
+    text = '#include "port.h"\nint main(void) { port_log(__FILE__); port_exit(0); }'
+    first = bench.build(text).read_bytes()
     elsewhere = bench.folder / "some" / "where" / "else"
     elsewhere.mkdir(parents=True)
-    assert Bench(bench.target, elsewhere).build(LOOP).read_bytes() == first
+    assert Bench(bench.target, elsewhere).build(text).read_bytes() == first
     assert str(bench.folder).encode() not in first

@@ -1,0 +1,370 @@
+"""The command line: parse, call one function, print. ``main`` returns the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import edgetqs
+from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
+
+MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
+CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The edgetqs.toml to use.")
+GRANULARITY = click.option(
+    "--granularity", type=click.Choice(["layer", "tensor", "gate"]), help="What shares one width. [gate]"
+)
+TARGET = click.option("--target", metavar="NAME", help="Device, or a path to its .toml; see `edgetqs targets`.")
+BUDGET = click.option("--flash-budget", type=click.IntRange(min=1), metavar="BYTES", help="Flash for the whole image.")
+HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="Steps to roll out. [24]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(edgetqs.__version__, prog_name="edgetqs")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Put trained recurrent forecasters on microcontrollers."""
+    context.obj = _Output(as_json, quiet)
+
+
+class _Output:
+    """Results go to standard output, progress and complaints to standard error."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+
+    @property
+    def console(self) -> Any:
+        from rich.console import Console
+
+        return Console(highlight=False)
+
+    def progress(self, message: str) -> None:
+        if not self.quiet and sys.stderr.isatty():
+            click.echo(f"  {message} ...", err=True)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        if not self.quiet:
+            for note in notes:
+                click.echo(f"note: {note}", err=True)
+
+    def json(self, value: Any) -> None:
+        click.echo(json.dumps(value, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _project(output: _Output, model: Path | None, config: Path | None, horizon: int | None = None) -> Any:
+    from edgetqs.project import load_project
+
+    project = load_project(model, config)
+    output.notes(project.notes)
+    return project if horizon is None else dataclasses.replace(project, horizon=horizon)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write. [edgetqs.toml beside the model]")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.pass_obj
+def init(output: _Output, model: Path, out: Path | None, force: bool) -> None:
+    """Write a commented edgetqs.toml for MODEL."""
+    from edgetqs.project import CONFIG_NAME, suggest
+    from edgetqs.read import read_model
+
+    out = out or model.parent / CONFIG_NAME
+    if out.exists() and not force:
+        raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
+    text = suggest(read_model(model), model)
+    part = out.with_name(out.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(out)
+    if output.as_json:
+        output.json({"written": str(out)})
+    else:
+        click.echo(f"wrote {out}: correct the units, the scaling and the roles in it")
+
+
+@cli.command()
+@MODEL
+@CONFIG
+@click.pass_obj
+def inspect(output: _Output, model: Path | None, config: Path | None) -> None:
+    """Show what was recognised in MODEL."""
+    from edgetqs import show
+
+    project = _project(output, model, config)
+    forecaster = project.forecaster
+    if output.as_json:
+        layers = [
+            {
+                "name": layer.name,
+                "kind": type(layer).__name__,
+                "about": show.describe(layer),
+                "weights": sum(getattr(layer, tensor).size for tensor in layer.tensors),
+            }
+            for layer in forecaster.layers
+        ]
+        output.json(
+            {
+                "name": forecaster.name,
+                "sha256": forecaster.sha256,
+                "parameters": forecaster.parameters,
+                "streaming": forecaster.streaming,
+                "window": forecaster.window,
+                "horizon": project.horizon,
+                "layers": layers,
+                "inputs": forecaster.inputs,
+                "outputs": forecaster.outputs,
+                "feedback": forecaster.feedback,
+            }
+        )
+    else:
+        show.model(output.console, forecaster, project.horizon)
+
+
+@cli.command()
+@MODEL
+@CONFIG
+@GRANULARITY
+@HORIZON
+@click.pass_obj
+def score(
+    output: _Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
+) -> None:
+    """Show how sensitive the rollout is to errors in each unit of weights (TQS)."""
+    from edgetqs import show
+    from edgetqs.audit import audit
+    from edgetqs.project import read_data
+    from edgetqs.tqs import score as compute
+
+    project = _project(output, model, config, horizon)
+    output.progress("scoring")
+    scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
+    agreement = None
+    if project.data is not None:
+        output.progress("auditing with data")
+        agreement = audit(project.forecaster, scores, read_data(project.data, project.forecaster))
+    if output.as_json:
+        output.json(
+            {
+                "schema": 1,
+                "kind": "edgetqs score",
+                **_plain(scores),
+                "units": [
+                    {**_plain(entry), "unit": entry.unit.name, "tqs": entry.tqs, "amplification": entry.amplification}
+                    for entry in scores.units
+                ],
+                "rank_agreement_with_data": agreement,
+            }
+        )
+        return
+    show.score(output.console, scores)
+    if agreement is not None:
+        click.echo(f"rank agreement with scores on data: {agreement:.3f}")
+
+
+@cli.command()
+@MODEL
+@CONFIG
+@GRANULARITY
+@HORIZON
+@TARGET
+@click.option("--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.pass_obj
+def plan(
+    output: _Output,
+    model: Path | None,
+    config: Path | None,
+    granularity: str | None,
+    horizon: int | None,
+    target: str | None,
+    weight_budget: int | None,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Choose widths within a budget for the weights; `build` does it for a whole image."""
+    from edgetqs import show
+    from edgetqs.plan import plan as compute
+    from edgetqs.target import load_target
+    from edgetqs.tqs import score as scores_of
+
+    if out is not None and out.exists() and not force:
+        raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
+    project = _project(output, model, config, horizon)
+    kernels = load_target(target or project.target or "cortex-m4").cpu.kernels
+    output.progress("scoring")
+    scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
+    chosen = compute(project.forecaster, scores, weight_budget, kernels, points=12)
+    if out is not None:
+        part = out.with_name(out.name + ".part")
+        part.write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.replace(out)
+    if output.as_json:
+        output.json(chosen.to_json())
+    else:
+        show.plan(output.console, chosen)
+
+
+@cli.command()
+@MODEL
+@CONFIG
+@GRANULARITY
+@TARGET
+@BUDGET
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Use this plan, perhaps edited.")
+@click.option("--rounding", type=click.Choice(["nearest", "trajectory"]), help="How weights are rounded. [trajectory]")
+@click.option(
+    "--tflite", type=click.Choice(["both", "step", "sequence"]), default="both", help="Signatures of the .tflite file."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the build. [build/MODEL-TARGET]")
+@click.option("--force", is_flag=True, help="Replace the folder if it is there.")
+@click.pass_obj
+def build(
+    output: _Output,
+    model: Path | None,
+    config: Path | None,
+    granularity: str | None,
+    target: str | None,
+    flash_budget: int | None,
+    plan_file: Path | None,
+    rounding: str | None,
+    tflite: str,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Score, plan, quantize, compile and prove firmware for a target."""
+    from edgetqs import show
+    from edgetqs.build import Options
+    from edgetqs.build import build as run
+
+    project = _project(output, model, config)
+    name = target or project.target
+    if name is None:
+        raise BadInput("no target", todo="give one with --target; `edgetqs targets` lists them")
+    out = out or Path("build") / f"{project.forecaster.name}-{Path(name).stem}"
+    signatures = ("step", "sequence") if tflite == "both" else (tflite,)
+    options = Options(flash_budget, granularity, rounding, plan_file, signatures, force)
+    figures = run(project, name, out, options, output.progress)
+    if output.as_json:
+        output.json(figures)
+    else:
+        show.report(output.console, figures)
+        click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
+    _verdict(figures, out)
+
+
+def _verdict(figures: dict[str, Any], out: Path) -> None:
+    """Raise ``CheckFailed`` for a build that was made but does not hold."""
+    links = figures["chain"]
+    for engine, detail in links["details"].items():
+        if links[engine] == "differs":
+            raise CheckFailed(
+                f"{engine} differs from the integer reference: {detail}",
+                str(out),
+                "this is a defect of edgetqs: please report it with the build folder",
+            )
+        if links[engine] == "not run":
+            click.echo(f"note: {engine} was not run: {detail}", err=True)
+    if not figures["firmware"]["fits"]:
+        firmware = figures["firmware"]
+        over = [
+            f"{name} {firmware[used] - firmware[limit]} bytes over"
+            for name, used, limit in (
+                ("flash", "flash_bytes", "flash_budget_bytes"),
+                ("RAM", "ram_bytes", "ram_budget_bytes"),
+                ("stack", "stack_bytes", "stack_budget_bytes"),
+            )
+            if firmware[used] > firmware[limit]
+        ]
+        raise CheckFailed(", ".join(over), str(out), "take a larger device or a smaller model")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--timeout", type=click.IntRange(min=1), default=60, metavar="SECONDS", help="Give up after. [60]")
+@click.pass_obj
+def emulate(output: _Output, folder: Path, timeout: int) -> None:
+    """Run a build's firmware in its emulator and show what it prints."""
+    from edgetqs.build import run_firmware
+
+    run = run_firmware(folder, timeout)
+    if output.as_json:
+        output.json({"exit_code": run.exit_code, "output": run.uart or run.log})
+    else:
+        click.echo(run.uart or run.log, nl=False)
+    if run.exit_code != 0:
+        raise CheckFailed(f"the firmware ended with exit code {run.exit_code}", str(folder), run.log.strip()[-500:])
+
+
+@cli.command()
+@click.pass_obj
+def targets(output: _Output) -> None:
+    """List the devices that edgetqs knows."""
+    from edgetqs import show
+    from edgetqs.target import list_targets
+
+    every = list_targets()
+    if output.as_json:
+        output.json(every)
+    else:
+        show.targets(output.console, every)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 (checked and failed), 2 (bad input) or 3 (a tool is missing)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, flags = _global_flags(given)
+    try:
+        cli.main(args=[*flags, *given], prog_name="edgetqs", standalone_mode=False)
+    except EdgeTqsError as error:
+        if "--debug" in flags:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if "--debug" in flags:
+            traceback.print_exc()
+        click.echo(
+            f"error: {type(error).__name__}: {error}\n  this is a defect of edgetqs; --debug shows where it happened",
+            err=True,
+        )
+        return 2
+    return 0
+
+
+def _global_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """--json, --debug and -q may stand anywhere."""
+    known = {"--json", "--debug", "-q", "--quiet"}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [a for a in arguments[:end] if a in known]
+    return [a for a in arguments[:end] if a not in known] + arguments[end:], flags

@@ -1,0 +1,231 @@
+"""What the terminal shows: rich tables on a terminal, plain aligned lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
+from edgetqs.plan import Plan
+from edgetqs.target import Target
+from edgetqs.tqs import Score
+
+
+def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
+    """Columns whose name starts with ">" are aligned to the right."""
+    names = [column.lstrip(">") for column in columns]
+    texts = [[str(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(names, *texts, strict=True)]
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        for row in [names, *texts]:
+            cells = [
+                cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+                for cell, width, column in zip(row, widths, columns, strict=True)
+            ]
+            console.print("  " + "  ".join(cells).rstrip(), markup=False, highlight=False, soft_wrap=True)
+        if note:
+            console.print("  " + note, markup=False, highlight=False, soft_wrap=True)
+        console.print()
+        return
+    shown = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    for column, name in zip(columns, names, strict=True):
+        shown.add_column(name, justify="right" if column.startswith(">") else "left", no_wrap=True)
+    for row in texts:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def model(console: Console, forecaster: Forecaster, horizon: int) -> None:
+    """What was recognised, a layer a line, and how the closed loop is closed."""
+    rows = []
+    for layer in forecaster.layers:
+        weights = sum(getattr(layer, tensor).size for tensor in layer.tensors)
+        rows.append([layer.name, type(layer).__name__, describe(layer), weights, weights, (weights + 1) // 2])
+    columns = ["layer", "kind", "shape and options", ">weights", ">int8 B", ">int4 B"]
+    table(console, f"Model {forecaster.name}, {forecaster.parameters} parameters", columns, rows)
+    sources = {target: source for source, target in forecaster.feedback.pairs}
+    channels = []
+    for index, channel in enumerate(forecaster.inputs):
+        role = "known ahead" if index in forecaster.feedback.known else "held"
+        if index in sources:
+            role = f"takes output {forecaster.outputs[sources[index]].name}"
+        role = role if forecaster.feedback.pairs else "given"
+        channels.append([channel.name, channel.unit, f"{channel.mean:.6g}", f"{channel.std:.6g}", role])
+    table(console, "Inputs", ["name", "unit", ">mean", ">std", "in the closed loop"], channels)
+    outputs = [
+        [channel.name, channel.unit, f"{channel.mean:.6g}", f"{channel.std:.6g}"] for channel in forecaster.outputs
+    ]
+    loop = f"closed loop, horizon {horizon}" if forecaster.feedback.pairs else "direct forecast, no closed loop"
+    table(console, "Outputs", ["name", "unit", ">mean", ">std"], outputs, f"window {forecaster.window}, {loop}")
+
+
+def describe(layer: Any) -> str:
+    """Sizes and the options that differ from the usual."""
+    if isinstance(layer, RECURRENT):
+        text = f"{layer.kernel.shape[2]} -> {layer.kernel.shape[1]}"
+        options = [name for name in ("return_sequences", "go_backwards", "stateful") if getattr(layer, name)]
+        if layer.activation != "tanh":
+            options.append(layer.activation)
+        if getattr(layer, "recurrent_activation", "sigmoid") != "sigmoid":
+            options.append(layer.recurrent_activation)
+        if hasattr(layer, "reset_after"):
+            options.append("reset_after" if layer.reset_after else "reset before")
+        return ", ".join([text, *options])
+    if isinstance(layer, Dense):
+        return f"{layer.kernel.shape[2]} -> {layer.kernel.shape[1]}, {layer.activation}"
+    if isinstance(layer, Bidirectional):
+        return f"{layer.merge_mode} of {type(layer.forward).__name__} {describe(layer.forward)}"
+    return str(getattr(layer, "shape", getattr(layer, "times", getattr(layer, "function", ""))))
+
+
+def score(console: Console, scores: Score) -> None:
+    """TQS of each unit, its local score, what the dynamics add, and its growth."""
+    rows = [
+        [
+            entry.unit.name,
+            f"{entry.tqs:.4g}",
+            f"{entry.local**0.5:.4g}",
+            f"{entry.amplification**0.5:.1f}x",
+            spark(entry.growth),
+            entry.flag,
+        ]
+        for entry in scores.units
+    ]
+    note = (
+        f"{scores.trajectories} trajectories ({scores.collapsed} collapsed, {scores.diverged} diverged, left out), "
+        f"{scores.horizon} steps, {scores.forward_passes} forward passes"
+    )
+    if scores.scored < scores.horizon:
+        note += f"; deviations saturate after {scores.scored} steps, scored up to there"
+    columns = ["unit", ">TQS", ">local", ">dynamics", "growth", "flag"]
+    table(console, f"Sensitivity per {scores.granularity}", columns, rows, note)
+
+
+def spark(values: Sequence[float]) -> str:
+    """A curve in eight characters."""
+    if not values or max(values) <= 0:
+        return ""
+    marks = "▁▂▃▄▅▆▇█"
+    picked = [values[k * (len(values) - 1) // 7] for k in range(8)]
+    return "".join(marks[min(int(8 * (value / max(values)) ** 0.5), 7)] for value in picked)
+
+
+def plan(console: Console, chosen: Plan) -> None:
+    rows = [[u.unit, f"int{u.width}", u.bytes, f"{u.tqs:.4g}", f"{u.error**0.5:.2%}"] for u in chosen.units]
+    budget = "no limit" if chosen.budget_bytes is None else f"budget {chosen.budget_bytes} B"
+    note = (
+        f"{chosen.weight_bytes} B of weights ({budget}; int8 {chosen.int8_bytes} B, int4 {chosen.int4_bytes} B), "
+        f"predicted deviation {chosen.predicted:.2%}, plan {chosen.hash}"
+    )
+    columns = ["unit", "width", ">bytes", ">TQS", ">predicted deviation"]
+    table(console, f"Plan per {chosen.granularity}", columns, rows, note)
+    if chosen.front:
+        points = [[p.weight_bytes, f"{p.predicted:.2%}", p.widths] for p in chosen.front]
+        table(console, "Pareto front", [">bytes", ">predicted deviation", "widths by unit"], points)
+
+
+def targets(console: Console, every: Sequence[Target]) -> None:
+    rows = []
+    for target in every:
+        memory = target.memory
+        bare = target.kind == "bare"
+        rows.append(
+            [
+                target.name,
+                target.cpu.core,
+                f"{memory.flash_bytes // 1024} KiB" if bare else "-",
+                f"{memory.ram_bytes // 1024} KiB" if bare else "-",
+                target.cpu.kernels,
+                target.qemu.machine or target.qemu.cpu or "this computer",
+                target.title,
+            ]
+        )
+    table(console, "Targets", ["name", "core", ">flash", ">RAM", "kernels", "emulated as", "what it is"], rows)
+
+
+def report(console: Console, figures: dict[str, Any]) -> None:
+    """The end of a build: widths, memory, chain, rollout error."""
+    _widths(console, figures["plan"])
+    _memory(console, figures)
+    _chain(console, figures)
+    _rollout(console, figures["rollout"])
+
+
+def _widths(console: Console, planned: dict[str, Any]) -> None:
+    rows = [[u["unit"], f"int{u['width']}", u["bytes"], f"{u['tqs']:.4g}"] for u in planned["units"]]
+    note = (
+        f"{planned['weight_bytes']} B of weights (int8 {planned['int8_bytes']} B, int4 {planned['int4_bytes']} B), "
+        f"{planned['rounding']} rounding, plan {planned['hash']}"
+    )
+    table(console, f"Widths per {planned['granularity']}", ["unit", "width", ">bytes", ">TQS"], rows, note)
+
+
+def _memory(console: Console, figures: dict[str, Any]) -> None:
+    firmware, cost = figures["firmware"], figures["cost"]
+    rows = []
+    for name, key, limit in (
+        ("flash", "flash_bytes", "flash_budget_bytes"),
+        ("RAM", "ram_bytes", "ram_budget_bytes"),
+        ("stack", "stack_bytes", "stack_budget_bytes"),
+    ):
+        used, room = firmware[key], firmware[limit]
+        rows.append(
+            [name, used, room or "no limit", f"{used / room:.1%}" if room else "", _memory_note(name, firmware)]
+        )
+    if cost["instructions_per_step"] is not None:
+        rows.append(["instructions a step", cost["instructions_per_step"], "", "", cost["how"]])
+    title = f"{figures['model']['name']} on {figures['target']}: " + (
+        "it fits" if firmware["fits"] else "it does NOT fit"
+    )
+    table(console, title, ["", ">used", ">limit", ">share", "how it is known"], rows)
+
+
+def _memory_note(name: str, firmware: dict[str, Any]) -> str:
+    if name == "flash":
+        return f"linked image; {firmware['code_bytes']} B of code"
+    if name == "RAM":
+        return "linked image: .data and .bss"
+    measured = firmware["stack_measured_bytes"]
+    if firmware["stack_unknown"]:
+        return f"what gcc compiled; not covered: {len(firmware['stack_unknown'])} library functions"
+    return "call graph" + (f"; painted and measured: {measured} B" if measured else "")
+
+
+def _chain(console: Console, figures: dict[str, Any]) -> None:
+    links = figures["chain"]
+    what = {
+        "litert": f"{figures['tflite']['path']} ({figures['tflite']['bytes']} B) in LiteRT",
+        "host": "C on this computer, sanitizers on",
+        "emulator": f"C on {figures['target']}",
+        "application": "what the firmware prints",
+    }
+    rows = [[what[key], links[key], links["details"][key]] for key in what if key in links]
+    table(console, "Against the integer reference", ["engine", "bits", "detail"], rows)
+
+
+def _rollout(console: Console, rollout: dict[str, Any]) -> None:
+    horizon = rollout["horizon"]
+    steps = sorted({1, 2, 3, 6, 12, 24, 48, 96, horizon} & set(range(1, horizon + 1)))
+    rows = []
+    names = {"": "this plan", "_int8": "all int8", "_int4": "all int4"}
+    for key, title in (("deviation", "deviation from float"), ("rmse", "RMSE against data")):
+        if key not in rollout:
+            continue
+        shown = {"_float": "float", **names} if key == "rmse" else names
+        for suffix, name in shown.items():
+            values = rollout[key + suffix]
+            cells = [f"{values[step - 1]:.4f}" for step in steps]
+            rows.append([title, name, *cells, f"{rms(values):.4f}"])
+    note = "deviation in units of the rollout's spread, on synthetic histories"
+    if "rmse" in rollout:
+        note += f"; RMSE in {rollout['rmse_unit'] or 'physical units'}, {rollout['cases']} windows"
+    columns = ["error", "weights", *(f">step {step}" for step in steps), ">all steps"]
+    table(console, "Rollout error by horizon", columns, rows, note)
+
+
+def rms(values: Sequence[float]) -> float:
+    return (sum(value * value for value in values) / max(len(values), 1)) ** 0.5
