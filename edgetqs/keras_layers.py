@@ -31,6 +31,9 @@ RECURRENT_KINDS = ("LSTM", "GRU", "SimpleRNN")
 #: No axis of a model for a microcontroller is longer.
 MAX_AXIS = 1 << 16
 
+#: Beyond it scales and offsets leave float32 when they are joined.
+MAX_NUMBER = 1e30
+
 HINTS = {
     "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
     "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
@@ -275,15 +278,22 @@ def bidirectional(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Bidire
 class Affine:
     """y = x * scale + shift along the last axis, on its way into a channel or a kernel."""
 
-    name: str
+    layer: Node
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        used = np.abs(self.scale[self.scale != 0])
+        if not (
+            (used >= 1 / MAX_NUMBER).all() and (used <= MAX_NUMBER).all() and (abs(self.shift) <= MAX_NUMBER).all()
+        ):
+            raise BadInput(f"its scale or offset is not between {1 / MAX_NUMBER} and {MAX_NUMBER}", self.layer.where)
 
     def after(self, first: Affine | None) -> Affine:
         """This one applied to the result of ``first``."""
         if first is None:
             return self
-        return Affine(self.name, first.scale * self.scale, first.shift * self.scale + self.shift)
+        return replace(self, scale=first.scale * self.scale, shift=first.shift * self.scale + self.shift)
 
     def ahead_of(self, layer: _WithKernel) -> _WithKernel:
         """``layer`` with this folded into its inputs."""
@@ -301,12 +311,12 @@ class Affine:
         with np.errstate(over="ignore"):
             folded = replace(layer, kernel=frozen(kernel), bias=frozen(bias))
         if not (np.isfinite(folded.kernel).all() and np.isfinite(folded.bias).all()):
-            raise BadInput(f"together with {self.name!r} its weights leave the range of float32", layer.name)
+            raise BadInput(f"folded into {layer.name!r} it leaves the range of float32", self.layer.where)
         return folded
 
 
 def rescaling(layer: Node, features: int) -> Affine:
-    return _affine(layer, _numbers(layer, "scale", features), _numbers(layer, "offset", features))
+    return Affine(layer, _numbers(layer, "scale", features), _numbers(layer, "offset", features))
 
 
 def normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> Affine:
@@ -323,8 +333,8 @@ def normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features
         raise BadInput("a variance is negative", layer.where, SAVE_AGAIN)
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     if layer.option(bool, "invert", default=False):
-        return _affine(layer, deviation, mean)
-    return _affine(layer, 1 / deviation, -mean / deviation)
+        return Affine(layer, deviation, mean)
+    return Affine(layer, 1 / deviation, -mean / deviation)
 
 
 def batch_normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> Affine:
@@ -342,13 +352,7 @@ def batch_normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, fe
     if (spread <= 0).any():
         raise BadInput("a variance is negative", layer.where, SAVE_AGAIN)
     gain = gamma / np.sqrt(spread)
-    return _affine(layer, gain, beta - mean * gain)
-
-
-def _affine(layer: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> Affine:
-    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-        raise BadInput("its scale or offset is not finite", layer.where, SAVE_AGAIN)
-    return Affine(layer.name, scale, shift)
+    return Affine(layer, gain, beta - mean * gain)
 
 
 def _last_axis(layer: Node, shape: Shape) -> int | None:
@@ -377,4 +381,7 @@ def _numbers(layer: Node, option: str, features: int) -> NDArray[np.float64]:
         or values.shape[-1:] not in ((), (1,), (features,))
     ):
         raise BadInput(f"{option} is not a number or {features} numbers: {short(value)}", layer.where, SAVE_AGAIN)
-    return np.broadcast_to(values.astype(np.float64).ravel(), (features,))
+    numbers = values.astype(np.float64).ravel()
+    if not (np.abs(numbers) <= MAX_NUMBER).all():
+        raise BadInput(f"{option} is not finite or beyond {MAX_NUMBER}", layer.where, SAVE_AGAIN)
+    return np.broadcast_to(numbers, (features,))

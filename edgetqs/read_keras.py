@@ -193,7 +193,7 @@ class _Assembly:
         elif self.affine is None:
             self._append(Activation(node.name, function), self.shape)
         else:
-            what = f"{self.affine.name!r} ahead of it has no weights to go into"
+            what = f"{self.affine.layer.name!r} ahead of it has no weights to go into"
             raise Unsupported(what, node.where, "Put a Dense layer between the two.")
         self.affine = None
 
@@ -236,10 +236,8 @@ class _Assembly:
         used = scale != 0
         std = 1 / np.abs(np.where(used, scale, 1))
         mean = np.where(used, -shift * std * np.sign(scale), 0)
-        if not (np.isfinite(std).all() and np.isfinite(mean).all()):
-            raise BadInput(f"the scale of {self.affine.name!r} is too small for a float", where)
         self.inputs = tuple(Channel(f"x{i}", mean=float(mean[i]), std=float(std[i])) for i in range(features))
-        rest = Affine(self.affine.name, np.sign(scale), np.where(used, 0, shift))
+        rest = Affine(self.affine.layer, np.sign(scale), np.where(used, 0, shift))
         self.affine = None if (scale > 0).all() else rest
 
     def _folded(self, layer: _WithKernel, where: str) -> _WithKernel:
@@ -273,8 +271,8 @@ class _Assembly:
             last = self.layers[-1]
             if not isinstance(last, Dense) or last.activation != "linear":
                 todo = "Put a linear Dense layer ahead of it."
-                raise Unsupported(f"the scale of {self.affine.name!r} is not positive", self.file, todo)
-            self.layers[-1] = Affine(self.affine.name, np.sign(scale), np.zeros(features)).behind(last)
+                raise Unsupported(f"the scale of {self.affine.layer.name!r} is not positive", self.file, todo)
+            self.layers[-1] = Affine(self.affine.layer, np.sign(scale), np.zeros(features)).behind(last)
         std = np.abs(np.where(scale != 0, scale, 1))
         return tuple(Channel(f"y{i}", mean=float(shift[i]), std=float(std[i])) for i in range(features))
 
@@ -298,15 +296,17 @@ def _reshaped(affine: Affine | None, shape: Shape, target: tuple[int, ...], node
     if affine is None:
         return None
     if math.prod(target) > MAX_AXIS:
-        raise BadInput(f"{target} is too large a shape for {affine.name!r} ahead of it", node.where)
+        raise BadInput(f"{target} is too large a shape for {affine.layer.name!r} ahead of it", node.where)
     rows = [
         np.broadcast_to(values, [axis or 1 for axis in shape]).reshape(-1, target[-1])
         for values in (affine.scale, affine.shift)
     ]
     if any((values != values[0]).any() for values in rows):
         todo = "Reshape first, then normalise."
-        raise Unsupported(f"{affine.name!r} ahead of it scales the same feature in several ways", node.where, todo)
-    return Affine(affine.name, rows[0][0], rows[1][0])
+        raise Unsupported(
+            f"{affine.layer.name!r} ahead of it scales the same feature in several ways", node.where, todo
+        )
+    return Affine(affine.layer, rows[0][0], rows[1][0])
 
 
 def _identifier(text: str, fallback: str) -> str:

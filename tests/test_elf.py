@@ -9,7 +9,7 @@ import pytest
 from edgetqs import elf, firmware
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.paths import data_dir
-from edgetqs.stack import stack_bound
+from edgetqs.stack import _deepest, _pushed_bytes, _read_image, stack_bound
 from edgetqs.target import Target, load_target
 
 PROGRAM = """
@@ -193,6 +193,58 @@ def test_the_deepest_path_is_named(tmp_path):
     bound = bound_of(need("cortex-m0plus"), tmp_path, CALLS.replace("MORE", "0"))
     assert bound.path[:3] == ("main", "longs", "__aeabi_ldivmod")
     assert 440 < bound.bytes < 700
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "operands", "bytes_down"),
+    [
+        ("push", "{r3, r4, r5, lr}", 16),
+        ("stmdb", "sp!, {r4, r5, r6, r7, r8, r9, sl, lr}", 32),
+        ("stmdb", "r0!, {r4, r5}", 0),
+        ("str", "lr, [sp, #-8]!", 8),
+        ("strd", "ip, lr, [sp, #-16]!", 16),
+        ("str", "r3, [sp, #8]", 0),
+        ("sub", "sp, #508", 508),
+        ("sub", "sp, sp, #1024", 1024),
+        ("subw", "sp, sp, #2004", 2004),
+        ("sub", "r3, sp, #8", 0),
+        ("vpush", "{d8}", 8),
+        ("vpush", "{d8-d11}", 32),
+        ("vpush", "{s16-s20}", 20),
+        ("add", "sp, #16", 0),
+        ("pop", "{r4, pc}", 0),
+    ],
+)
+def test_how_far_an_instruction_moves_the_stack(mnemonic, operands, bytes_down):
+    assert _pushed_bytes(mnemonic, operands) == bytes_down
+
+
+def test_functions_run_into_each_other_as_in_libgcc():
+    names = ["root", "falls", "body", "leaf", "pointer"]
+    functions = [elf.Symbol(name, 16 * i, 0, is_function=True) for i, name in enumerate(names)]
+    listing = """
+   0:\tpush\t{r4, lr}
+   2:\tbl\t10 <falls>
+   6:\tcbz\tr0, 8 <root+0x8>
+   8:\tpop\t{r4, pc}
+  10:\teors.w\tr0, r0, #1
+  14:\tnop
+  20:\tpush\t{r0, r1, lr}
+  22:\tbl\t26 <body+0x6>
+  26:\tpush\t{r2}
+  28:\tbleq\t30 <leaf>
+  2c:\tb.n\t20 <body>
+  30:\tbx\tlr
+  32:\t.word\t0x00000020
+  40:\tblx\tr3\t@ comment
+  42:\tudf\t#0
+"""
+    graph = _read_image({}, functions, listing)
+    assert {name: graph[name].bytes for name in names} == dict(zip(names, (8, 0, 16, 0, 0), strict=True))
+    assert [graph[name].calls for name in names] == [{"falls"}, {"body"}, {"leaf"}, set(), set()]
+    assert graph["pointer"].unknown == {"pointer: call through a pointer"}
+    assert _deepest(graph, "root").path == ("root", "falls", "body", "leaf")
+    assert _deepest(graph, "root").bytes == 24
 
 
 def test_recursion_is_refused(tmp_path):

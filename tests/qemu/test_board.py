@@ -244,6 +244,13 @@ def test_port_without_input(bench):
     assert emulate.run(bench.target, elf, bench.folder).exit_code == 1
 
 
+@on(ALL)
+def test_port_on_a_full_disk(bench):
+    (bench.folder / "harness.out").symlink_to("/dev/full")
+    ran = bench.run(ECHO, b"a")
+    assert (ran.exit_code, ran.log) == (98, "port: cannot write harness.out\n")
+
+
 LOOP = """
 #include "port.h"
 __attribute__((noinline)) void edgetqs_count_begin(void);
