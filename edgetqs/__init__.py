@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgetqs.build import build as build
-    from edgetqs.plan import plan as plan
+    from edgetqs.pipeline import build as build
+    from edgetqs.planner import plan as plan
     from edgetqs.project import load as load
-    from edgetqs.quantize import quantize as quantize
+    from edgetqs.quantizer import quantize as quantize
     from edgetqs.tqs import score as score
 
 __version__ = "0.1.0"
@@ -26,9 +26,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "edgetqs.project",
     "score": "edgetqs.tqs",
-    "plan": "edgetqs.plan",
-    "quantize": "edgetqs.quantize",
-    "build": "edgetqs.build",
+    "plan": "edgetqs.planner",
+    "quantize": "edgetqs.quantizer",
+    "build": "edgetqs.pipeline",
 }
 __all__ = ["__version__", "build", "load", "plan", "quantize", "score"]
 

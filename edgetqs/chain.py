@@ -80,11 +80,13 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
 
     inputs, outputs, clipped = [], [], []
     states: dict[str, list[Integers]] = {name: [] for own in state_names(model) for name in own}
-    state, x, y, trace = reference.zero_state(model), smooth_q[0], None, reference.Trace()
+    state, trace = reference.zero_state(model), reference.Trace()
+    x: Integers = smooth_q[0]
+    y: Integers = np.zeros(len(model.outputs), np.int64)
     for t, (given, closed) in enumerate(plan):
         if t in resets:
             state, trace = reference.zero_state(model), reference.Trace()
-        x = reference.next_input(model, x, y, given) if closed and y is not None else given
+        x = reference.next_input(model, x, y, given) if closed else given
         y, state = reference.step(model, state, x, trace)
         trace.values.clear()
         inputs.append(x)
@@ -260,7 +262,8 @@ def describe(step: int, layer: str, what: str, other: Integers, values: Integers
 def _parse_trace(model: IntegerModel, vectors: Golden, output: bytes) -> list[tuple[str, str, Integers]]:
     """The last step's entries, gates split apart."""
     record = record_type(model, vectors).itemsize
-    position, entries = 4, []
+    position = 4
+    entries: list[tuple[str, str, Integers]] = []
     while position < len(output):
         layer = struct.unpack_from("<H", output, position)[0]
         if layer == 0xFFFF:

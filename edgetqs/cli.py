@@ -204,7 +204,7 @@ def plan(
 ) -> None:
     """Choose widths within a budget for the weights; `build` does it for a whole image."""
     from edgetqs import show
-    from edgetqs.plan import plan as compute
+    from edgetqs.planner import plan as compute
     from edgetqs.target import load_target
     from edgetqs.tqs import score as scores_of
 
@@ -254,8 +254,8 @@ def build(
 ) -> None:
     """Score, plan, quantize, compile and prove firmware for a target."""
     from edgetqs import show
-    from edgetqs.build import Options
-    from edgetqs.build import build as run
+    from edgetqs.pipeline import Options
+    from edgetqs.pipeline import build as run
 
     project = _project(output, model, config)
     name = target or project.target
@@ -305,7 +305,7 @@ def _verdict(figures: dict[str, Any], out: Path) -> None:
 @click.pass_obj
 def emulate(output: _Output, folder: Path, timeout: int) -> None:
     """Run a build's firmware in its emulator and show what it prints."""
-    from edgetqs.build import run_firmware
+    from edgetqs.pipeline import run_firmware
 
     run = run_firmware(folder, timeout)
     if output.as_json:

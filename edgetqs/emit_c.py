@@ -165,7 +165,7 @@ class _Rows:
         self.groups.append({"name": name, "fields": ", ".join(fields)})
         return name, f"edgetqs_rows{width}" + ("_wide" if wide else "_dsp" if layout == "dsp" else "")
 
-    def _array(self, group: str, suffix: str, kind: str, values: Sequence[Any], comment: str) -> str:
+    def _array(self, group: str, suffix: str, kind: str, values: np.ndarray, comment: str) -> str:
         name = f"{group}_{suffix}"
         self.arrays.append(
             {"name": name, "type": kind, "size": len(values), "comment": comment, "lines": _lines(values, kind)}
@@ -312,7 +312,7 @@ def _float_row(row: np.ndarray) -> str:
     return ", ".join(map(_float, row))
 
 
-def _lines(values: Sequence[Any], kind: str) -> list[str]:
+def _lines(values: np.ndarray, kind: str) -> list[str]:
     if kind == "uint32_t":
         texts, columns = [f"0x{int(value):08x}" for value in values], 8
     else:

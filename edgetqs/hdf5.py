@@ -30,6 +30,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE = 1, 3, 7, 8, 12, 16, 17
 _FIXED_POINT, _FLOATING_POINT, _STRING, _VARIABLE_LENGTH = 0, 1, 3, 9
+_COMPACT, _CONTIGUOUS = 0, 1
 _SOFT_LINK = 2
 _SHARED = 2
 _MAX_RANK = 32
@@ -225,21 +226,19 @@ def _dataset(file: Hdf5, header: int, path: str) -> NDArray[Any]:
     size = math.prod(shape) * dtype.itemsize
     layout = parts[_LAYOUT]
     version, storage = _unpack(file, "<BB", layout)  # IV.A.2.i
-    if version not in (3, 4) or storage not in (0, 1):
+    if version not in (3, 4) or storage not in (_COMPACT, _CONTIGUOUS):
         raise file.foreign(f"values of {path!r} in chunks, compressed or virtual")
-    if storage == 0:
+    if storage == _COMPACT:
         (stored,) = _unpack(file, "<H", layout[2:])
-        values = layout[4 : 4 + stored]
+        values, address = layout[4:], 0
     else:
         address, stored = _unpack(file, "<QQ", layout[2:])
-        if stored != size or (size and address + size > len(file.data)):
-            raise file.damaged(f"shape {shape} of {path!r} does not fit the {stored} bytes stored")
-        if size:
-            return np.frombuffer(file.data, dtype, math.prod(shape), address).reshape(shape)
-        values = b""
-    if len(values) != size:
-        raise file.damaged(f"shape {shape} of {path!r} does not fit the {len(values)} bytes stored")
-    return np.frombuffer(values, dtype).reshape(shape)
+        values = file.data
+    if stored != size or max(shape, default=0) > len(file.data) or (size and address + size > len(values)):
+        raise file.damaged(f"shape {shape} of {path!r} does not fit the {stored} bytes stored")
+    if size == 0:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(values, dtype, math.prod(shape), address).reshape(shape)
 
 
 def _attribute(file: Hdf5, content: bytes) -> tuple[str, bytes, tuple[int, ...], bytes]:

@@ -113,7 +113,7 @@ def _parse_zip(data: bytes, where: str) -> KerasFile:
     if major is None:
         raise BadInput("metadata.json names no keras_version", where, SAVE_AGAIN)
     root = Hdf5(weights, f"{where}: model.weights.h5").root
-    sparse = any(name.startswith("_layer_checkpoint_dependencies") for name in root)
+    sparse = not any(name == "layers" or name.startswith("layers\\") for name in root)
     top = "_layer_checkpoint_dependencies" if sparse else "layers"
     # Keras 2.12 on Windows wrote whole paths with backslashes into one name.
     names = {re.split(r"[/\\]", name)[1] for name in root if re.match(rf"{top}\\.", name)}

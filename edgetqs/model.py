@@ -23,7 +23,7 @@ ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid_keras2", "hard
 
 def frozen(values: object, dtype: type = np.float32) -> NDArray:
     """A contiguous, read-only copy of ``values``."""
-    array = np.array(values, dtype=dtype, order="C")
+    array: NDArray = np.array(values, dtype=dtype, order="C")
     array.setflags(write=False)
     return array
 

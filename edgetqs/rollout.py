@@ -102,6 +102,7 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
     h = state[0]
     units = h.shape[-1]
     activation = FUNCTIONS[layer.activation]
+    z: Values
     if isinstance(layer, Lstm):
         z = inputs + h @ one.recurrent_kernel
         gate = FUNCTIONS[layer.recurrent_activation]
@@ -116,6 +117,7 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
             inputs[..., zr] + h @ one.recurrent_kernel[..., zr] + one.recurrent_bias[zr]
         )
         z, r = gates[..., :units], gates[..., units:]
+        candidate: Values
         if layer.reset_after:
             candidate = r * (h @ one.recurrent_kernel[..., new] + one.recurrent_bias[new])
         else:
@@ -223,7 +225,7 @@ def apply(layer: Layer, value: Values) -> Values:
         forward, backward = _sequence(layer.forward, value), _sequence(layer.backward, value)
         if layer.backward.return_sequences:
             backward = backward[:, ::-1]
-        merge = {
+        merge: dict[str, Callable[[Values, Values], Values]] = {
             "sum": np.add,
             "mul": np.multiply,
             "ave": lambda a, b: (a + b) / 2,

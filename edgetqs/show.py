@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
-from edgetqs.plan import Plan
+from edgetqs.planner import Plan
 from edgetqs.target import Target
 from edgetqs.tqs import Score
 
@@ -70,8 +70,9 @@ def describe(layer: Any) -> str:
         options = [name for name in ("return_sequences", "go_backwards", "stateful") if getattr(layer, name)]
         if layer.activation != "tanh":
             options.append(layer.activation)
-        if getattr(layer, "recurrent_activation", "sigmoid") != "sigmoid":
-            options.append(layer.recurrent_activation)
+        gate = getattr(layer, "recurrent_activation", "sigmoid")
+        if gate != "sigmoid":
+            options.append(gate)
         if hasattr(layer, "reset_after"):
             options.append("reset_after" if layer.reset_after else "reset before")
         return ", ".join([text, *options])

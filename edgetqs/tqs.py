@@ -101,7 +101,7 @@ def score(
     states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
     one_step = step(start.stack, states, inputs.reshape(-1, inputs.shape[-1]))[0]
 
-    measured = []
+    measured: list[tuple[Unit, Values, float, float, str]] = []
     passes = len(inputs.reshape(-1, 1)) // inputs.shape[-1]
     for unit in units(forecaster, granularity):
         size = norm(forecaster, unit)
@@ -136,7 +136,9 @@ def score(
 
 def _reference(forecaster: Forecaster, start: Trajectories) -> tuple[Values, State, Values]:
     """The unperturbed rollout: outputs (T, B, o) and the states and inputs each step began with."""
-    state, outputs, before, inputs = start.state, [], [], []
+    state = start.state
+    outputs: list[Values] = []
+    before, inputs = [], []
     for x in _drive(forecaster, start, outputs):
         before.append(state)
         inputs.append(x)

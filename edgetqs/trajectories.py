@@ -19,6 +19,8 @@ FAMILIES = ("autoregressive noise", "sinusoids", "steps")
 DIVERGED = 4.0
 #: A trajectory whose outputs move less than this (normalised units) has collapsed.
 COLLAPSED = 1e-3
+#: Fewer rollouts than this do not make a score.
+FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,11 @@ class Trajectories:
 
 def synthetic_inputs(features: int, count: int, length: int, input_range: float, rng: np.random.Generator) -> Values:
     """(count, length, features) normalised inputs, the three families in turn."""
-    inputs = np.empty((count, length, features))
+    inputs: Values = np.empty((count, length, features))
     for index in range(count):
         family = index % len(FAMILIES)
         if family == 0:
-            memory = rng.choice([0.7, 0.95, 0.99])
+            memory = float(rng.choice([0.7, 0.95, 0.99]))
             noise = rng.standard_normal((length, features))
             value = rng.standard_normal(features)
             for t in range(length):
@@ -61,7 +63,7 @@ def synthetic_inputs(features: int, count: int, length: int, input_range: float,
             level, swing = rng.normal(0, 0.7, features), rng.uniform(0.3, 1.6, features)
             inputs[index] = level + swing * np.sin(2 * np.pi * np.arange(length)[:, None] / period + phase)
         else:
-            jumps = rng.random((length, features)) < 1 / 16
+            jumps = np.asarray(rng.random((length, features)) < 1 / 16)
             jumps[0] = True
             levels = rng.standard_normal((length, features))
             held = np.maximum.accumulate(np.where(jumps, np.arange(length)[:, None], 0), axis=0)
@@ -78,7 +80,7 @@ def synthesise(
     second half after a further closed loop of ``horizon`` steps, so that both
     disturbed and settled states are met. Without feedback the trajectory is
     the recurrence over the window, from reset. Collapsed and diverged ones
-    are dropped and counted. Raises ``BadInput`` when fewer than four remain.
+    are dropped and counted. Raises ``BadInput`` when too few remain bounded.
     """
     if not forecaster.streaming:
         raise BadInput("the score needs a model that runs step by step", forecaster.name)
@@ -89,7 +91,7 @@ def synthesise(
     stack = cells(forecaster, dtype)
     settled = count // 2 if closed else 0
     length = burn_in_length + (2 if settled else 1) * horizon
-    inputs = synthetic_inputs(features, count, length, forecaster.input_range, rng).astype(dtype)
+    inputs: Values = synthetic_inputs(features, count, length, forecaster.input_range, rng).astype(dtype)
     state = zero_state(stack, (count,))
     if not closed:
         return keep_alive(forecaster, stack, inputs[:, :0], state, inputs[:, 0], inputs[:, 0], inputs)
@@ -135,17 +137,18 @@ def keep_alive(
         reference, _ = closed_loop(forecaster, stack, state, x, y, future.shape[1], future)
     else:
         reference, _ = run(stack, state, future)
-    finite = np.isfinite(reference).all(axis=(1, 2))
+    finite = np.asarray(np.isfinite(reference).all(axis=(1, 2)))
     values = np.where(finite[:, None, None], reference, 0)
     moving = values.std(axis=1).max(axis=-1) > COLLAPSED
     fed_back = [source for source, _ in forecaster.feedback.pairs]
     largest = np.abs(values[:, :, fed_back]).max(axis=(1, 2), initial=0)
     bounded = finite & (largest < DIVERGED * forecaster.input_range)
     alive = moving & bounded
-    if alive.sum() < 4:
+    if alive.sum() < FEWEST:
+        alive = bounded  # a forecaster that settles everywhere is scored where it settles
+    if alive.sum() < FEWEST:
         raise BadInput(
-            f"only {int(alive.sum())} of {len(alive)} rollouts stay alive "
-            f"({int((~moving & bounded).sum())} collapse, {int((~bounded).sum())} diverge)",
+            f"{int((~bounded).sum())} of {len(alive)} rollouts diverge",
             forecaster.name,
             "check the feedback map and the means and standard deviations in edgetqs.toml",
         )
@@ -158,7 +161,7 @@ def keep_alive(
         y[alive],
         future[alive],
         reference,
-        reference.std(axis=(0, 1)),
+        np.maximum(reference.std(axis=(0, 1)), COLLAPSED),
         int((~moving & bounded).sum()),
         int((~bounded).sum()),
     )

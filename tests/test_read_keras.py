@@ -621,6 +621,10 @@ def _never_written(group: h5py.Group, _: Path) -> None:
     h5py.h5d.create(group.id, b"bias:0", h5py.h5t.IEEE_F32LE, space)
 
 
+def _no_elements_of_absurd_shape(group: h5py.Group, _: Path) -> None:
+    group.create_dataset("bias:0", shape=(0, 2**62), dtype="f4")
+
+
 def _compressed(group: h5py.Group, _: Path) -> None:
     group.create_dataset("bias:0", data=np.zeros(12, np.float32), compression="gzip")
 
@@ -656,6 +660,7 @@ def _gone(group: h5py.Group, _: Path) -> None:
     [
         _giant_chunks,
         _never_written,
+        _no_elements_of_absurd_shape,
         _compressed,
         _external_link,
         _soft_link,
@@ -984,10 +989,10 @@ CASES: dict[str, Build] = {
         L.BatchNormalization(),
         L.LSTM(3, return_sequences=True),
         L.BatchNormalization(scale=False),
-        L.GRU(3),
+        L.GRU(3, return_sequences=True),
         L.Dense(4),
         L.BatchNormalization(center=False),
-        L.Activation("relu"),
+        L.Activation("tanh"),
         L.Dense(1),
     ],
 }

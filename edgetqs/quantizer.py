@@ -274,7 +274,7 @@ def _matrix(part: _Part, rounded: _Rounded, bias: Floats) -> Matrix:
 
 
 def _read_only(values: np.ndarray, dtype: type) -> np.ndarray:
-    copy = values.astype(dtype)
+    copy: np.ndarray = values.astype(dtype)
     copy.setflags(write=False)
     return copy
 

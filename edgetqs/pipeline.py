@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import edgetqs
-from edgetqs import chain, elf, emulate, firmware, images, plan, reference
+from edgetqs import chain, elf, emulate, firmware, images, planner, reference
 from edgetqs.chain import Golden, Link
 from edgetqs.emit_c import Replay, c_name, emit_c, stored_bytes
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
@@ -21,9 +21,9 @@ from edgetqs.evaluate import denormalise, evaluate
 from edgetqs.integer import IntegerModel
 from edgetqs.model import Forecaster
 from edgetqs.observe import observe
-from edgetqs.plan import Plan
+from edgetqs.planner import Plan
 from edgetqs.project import Project, read_data
-from edgetqs.quantize import check_supported, quantize
+from edgetqs.quantizer import check_supported, quantize
 from edgetqs.stack import stack_bound
 from edgetqs.target import Target, load_target
 from edgetqs.tqs import Score, score
@@ -98,7 +98,7 @@ def _build(project: Project, target: Target, folder: Path, options: Options, pro
     data = read_data(project.data, forecaster) if project.data else None
     granularity = options.granularity or project.granularity
     if options.plan_file and not options.granularity:
-        granularity = plan.granularity_of(options.plan_file)
+        granularity = planner.granularity_of(options.plan_file)
     progress(f"scoring the units (per {granularity})")
     scores = score(forecaster, project.horizon, granularity)
     context = _Context(
@@ -203,14 +203,14 @@ def _measure(context: _Context, integers: Callable[[dict], IntegerModel]) -> int
 def _plan(context: _Context, overhead: int, options: Options, shrink: int = 0) -> Plan:
     kernels = context.target.cpu.kernels
     if options.plan_file:
-        return plan.read_plan(options.plan_file, context.forecaster, context.scores, kernels)
+        return planner.read_plan(options.plan_file, context.forecaster, context.scores, kernels)
     if context.flash_budget == 0:
-        return plan.plan(context.forecaster, context.scores, None, kernels, points=12)
+        return planner.plan(context.forecaster, context.scores, None, kernels, points=12)
     room = context.flash_budget - overhead - shrink
     try:
-        return plan.plan(context.forecaster, context.scores, room, kernels, points=12)
+        return planner.plan(context.forecaster, context.scores, room, kernels, points=12)
     except CheckFailed as error:
-        smallest = plan.fixed(context.forecaster, context.scores, [4] * len(context.scores.units), kernels)
+        smallest = planner.fixed(context.forecaster, context.scores, [4] * len(context.scores.units), kernels)
         needed = overhead + smallest.weight_bytes
         raise CheckFailed(
             f"the image needs {needed} bytes of flash even with every weight at int4 ({overhead} for code and "

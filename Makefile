@@ -1,0 +1,45 @@
+# make demo    set everything up and build the bundled sample for a Cortex-M4
+# make test    all tests, with what they need
+# make lint    format, lint and types
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# What apt installs where it is missing. Each line: a program, and the Debian package that brings it.
+TOOLS := arm-none-eabi-gcc:gcc-arm-none-eabi qemu-system-arm:qemu-system-arm qemu-aarch64:qemu-user gcc:gcc
+TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnueabi-gcc:gcc-arm-linux-gnueabi clang:clang
+TEST_LIBRARIES := libc6-dev-arm64-cross libc6-dev-armel-cross libc6-dev
+
+.PHONY: demo test lint tools test-tools clean
+
+demo: $(VENV)/demo tools
+	$(BIN)/edgetqs build --target cortex-m4 --force
+
+test: $(VENV)/test test-tools
+	$(BIN)/ruff format --check edgetqs tests tools
+	$(BIN)/ruff check edgetqs tests tools
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/test
+	$(BIN)/ruff format edgetqs tests tools
+	$(BIN)/ruff check --fix edgetqs tests tools
+	$(BIN)/mypy
+
+$(VENV)/demo: pyproject.toml
+	tools/make_venv.sh $(PYTHON) $(VENV) .
+	touch $@
+
+$(VENV)/test: pyproject.toml
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow]"
+	touch $@ $(VENV)/demo
+
+tools:
+	@tools/apt_install.sh "$(TOOLS)"
+
+test-tools:
+	@tools/apt_install.sh "$(TEST_TOOLS)" "$(TEST_LIBRARIES)"
+
+clean:
+	rm -rf build dist $(VENV)
