@@ -18,6 +18,7 @@ from edgetqs.fixedpoint import table_multiplier
 from edgetqs.integer import ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 from edgetqs.layout import BIAS_BYTES, ROW_BYTES, is_wide, pack, packed_bytes, padded
 from edgetqs.paths import data_dir
+from edgetqs.reference import HARD_SLOPES
 
 #: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
 RUNTIME_VERSION = 1
@@ -230,12 +231,17 @@ def _recurrent_calls(
             calls += [f"edgetqs_tanh({z}, {units}, {shift});", f"edgetqs_copy({h}, {z}, {units});"]
         else:
             c = f"s->c{number}"
-            arguments = f"{z}, {h}, {c}, {units}, {shift}, {layer.cell_bits}"
-            calls += [f"clipped += edgetqs_lstm_update({arguments});", trace("c", c, units)]
+            calls += [
+                _squash(layer, z, 2 * units),
+                f"edgetqs_tanh({z} + {2 * units}, {units}, {shift});",
+                _squash(layer, f"{z} + {3 * units}", units),
+                f"clipped += edgetqs_lstm_update({z}, {h}, {c}, {units}, {layer.cell_bits});",
+                trace("c", c, units),
+            ]
         return [*calls, trace("h", h, units)]
     r, fresh = f"{z} + {units}", f"{z} + {2 * units}"
     calls += recurrent(h, z, range(2))
-    calls += [trace("0", z, 2 * units), f"edgetqs_sigmoid({z}, {2 * units}, {shift});"]
+    calls += [trace("0", z, 2 * units), _squash(layer, z, 2 * units)]
     if layer.kind == "gru_reset_after":
         calls += recurrent(h, "scratch.r", range(2, 3), add=False)
         calls.append(f"edgetqs_gru_reset_add({fresh}, {r}, scratch.r, {units});")
@@ -244,6 +250,14 @@ def _recurrent_calls(
         calls += recurrent("scratch.r", fresh, range(2, 3))
     calls += [trace("2", fresh, units), f"edgetqs_gru_update({z}, {fresh}, {h}, {units}, {shift});"]
     return [*calls, trace("h", h, units)]
+
+
+def _squash(layer: IntegerRecurrent, values: str, count: int) -> str:
+    """The call that turns pre-activations into gates."""
+    if layer.gate == "sigmoid":
+        return f"edgetqs_sigmoid({values}, {count}, {table_multiplier(layer.z_scale)[1]});"
+    function = {"0.2": "edgetqs_hard_sigmoid_fifth", "1/6": "edgetqs_hard_sigmoid_sixth"}[HARD_SLOPES[layer.gate]]
+    return f"{function}({values}, {count}, {layer.z_bits});"
 
 
 def _unique(text: str, used: set[str]) -> str:

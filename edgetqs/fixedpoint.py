@@ -26,6 +26,10 @@ TANH_SCALE = 5 * 2.0**-13
 #: 0.8 as a 31-bit mantissa: every cell-state scale 2^-k meets TANH_SCALE with it.
 RESCALE_MANTISSA = 1717986918
 
+#: 1/6 in steps of 2^-17, and 5/8 as a 31-bit mantissa: together they take 5 * 2^-k to 2^-16.
+HARD_SIGMOID_SIXTH = 21845
+HARD_SIGMOID_MANTISSA = 1342177280
+
 #: About 65536 * sigmoid(i / 24) for i = 0..255 (U0.16): the table that LiteRT's int16 LOGISTIC and
 #: TANH interpolate. The firmware includes the same file.
 SIGMOID_TABLE: Integers = np.array(
@@ -63,9 +67,14 @@ def multiply(a: Integers, b: Integers, shift: int) -> Integers:
 
 def rescale(values: Integers, shift: int) -> Integers:
     """``values * 0.8 * 2^shift``: the cell state at 2^-k taken to TANH_SCALE, shift = 11 - k."""
-    product = (values << max(shift, 0)) * RESCALE_MANTISSA
-    high = np.where(product < 0, -((-product + (1 << 30) - 1) >> 31), (product + (1 << 30)) >> 31)
+    high = doubling_high_product(values << max(shift, 0), RESCALE_MANTISSA)
     return saturate(rounding_shift(high, max(-shift, 0)))
+
+
+def doubling_high_product(values: Integers, mantissa: int) -> Integers:
+    """``values * mantissa / 2^31``, ties up."""
+    product = values * mantissa
+    return np.where(product < 0, -((-product + (1 << 30) - 1) >> 31), (product + (1 << 30)) >> 31)
 
 
 def table_position(values: Integers, multiplier: int, shift: int) -> Integers:
@@ -89,6 +98,20 @@ def logistic(values: Integers, multiplier: int, shift: int) -> Integers:
     low, high = SIGMOID_TABLE[entry], SIGMOID_TABLE[entry + 1]
     result = np.where(magnitude >> 9 >= 255, 0x7FFF << 10, (low << 9) + fraction * (high - low))
     return np.where(position >= 0, result + 512, (1 << 25) - result + 511) >> 10
+
+
+def hard_sigmoid(values: Integers, z_bits: int, slope: str) -> Integers:
+    """clip(slope * z + 0.5, 0, 1) at UNIT_SCALE, for z in steps of 5 * 2^-z_bits.
+
+    slope * z is first held at 2^-16, where int16 saturation is the clipping.
+    Slope "0.2" is exact; "1/6" stands as 21845 * 2^-17.
+    """
+    if slope == "0.2":
+        centred = saturate(values << (16 - z_bits))
+    else:
+        high = doubling_high_product(values * HARD_SIGMOID_SIXTH, HARD_SIGMOID_MANTISSA)
+        centred = saturate(rounding_shift(high, z_bits - 2))
+    return saturate(((centred + 1) >> 1) + (1 << 14))
 
 
 def tanh(values: Integers, multiplier: int, shift: int) -> Integers:

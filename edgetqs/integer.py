@@ -7,6 +7,7 @@ to the layer's pre-activation scale. All activations are int16.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -75,7 +76,13 @@ class IntegerRecurrent:
     kernel: Matrix
     recurrent: Matrix
     z_scale: float
+    gate: str = "sigmoid"  # what the gates are squashed with: as model.ACTIVATIONS
     cell_bits: int = 11  # the cell state's scale is 2^-cell_bits (lstm only)
+
+    @property
+    def z_bits(self) -> int:
+        """z_scale is 5 * 2^-z_bits."""
+        return round(math.log2(5 / self.z_scale))
 
 
 @dataclass(frozen=True, slots=True)

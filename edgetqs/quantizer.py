@@ -29,6 +29,7 @@ from edgetqs.integer import (
 )
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
+from edgetqs.reference import HARD_SLOPES
 from edgetqs.rollout import feedback_affine
 from edgetqs.rounding import Floats
 from edgetqs.units import Block, blocks
@@ -39,7 +40,7 @@ Z_SCALES = (5 * 2.0**-14, 5 * 2.0**-13, 5 * 2.0**-12)
 Z_MARGIN = 1.5
 CELL_MARGIN = 2.0
 ROUNDINGS = ("nearest", "trajectory")
-_TODO = "edgetqs computes tanh and sigmoid cells exactly; retrain the layer with them"
+_TODO = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
 
 
 def quantize(
@@ -103,7 +104,7 @@ def check_supported(forecaster: Forecaster) -> None:
             if layer.activation != "tanh":
                 raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _TODO)
             gate = getattr(layer, "recurrent_activation", "sigmoid")
-            if gate != "sigmoid":
+            if gate not in ("sigmoid", *HARD_SLOPES):
                 raise Unsupported(f"recurrent_activation {gate!r} cannot be deployed yet", layer.name, _TODO)
         else:
             raise Unsupported(
@@ -194,6 +195,7 @@ def _recurrent(
         _matrix(input_part, kernel, kernel.bias),
         _matrix(recurrent_part, recurrent, recurrent_bias + stays),
         z_scale,
+        getattr(layer, "recurrent_activation", "sigmoid"),
         cell_bits,
     )
 

@@ -14,6 +14,9 @@ from edgetqs import fixedpoint as fp
 from edgetqs.fixedpoint import Integers
 from edgetqs.integer import IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 
+#: Slopes of the hard sigmoids, by the names of ``model.ACTIVATIONS``.
+HARD_SLOPES = {"hard_sigmoid_keras2": "0.2", "hard_sigmoid_keras3": "1/6"}
+
 #: One tuple a layer, as in ``rollout.State``.
 State: TypeAlias = tuple[tuple[Integers, ...], ...]
 
@@ -114,13 +117,19 @@ def _gates(layer: IntegerRecurrent, first: int, parts: tuple[Integers, Integers]
     return [trace.add(layer.name, f"gate {layer.gates[first + k]}", gate) for k, gate in enumerate(split)]
 
 
+def squash(layer: IntegerRecurrent, z: Integers) -> Integers:
+    """A gate's value in [0, 1) from its pre-activation."""
+    if layer.gate == "sigmoid":
+        return fp.logistic(z, *fp.table_multiplier(layer.z_scale))
+    return fp.hard_sigmoid(z, layer.z_bits, HARD_SLOPES[layer.gate])
+
+
 def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trace: Trace) -> tuple[Integers, ...]:
     h, c = state
     zi, zf, zc, zo = _gates(layer, 0, _parts(layer, x, h, slice(0, 4), trace), trace)
-    table = fp.table_multiplier(layer.z_scale)
-    i, f, o = (fp.logistic(z, *table) for z in (zi, zf, zo))
+    i, f, o = (squash(layer, z) for z in (zi, zf, zo))
     kept = fp.multiply(f, c, 14)
-    new = fp.multiply(i, fp.tanh(zc, *table), 29 - layer.cell_bits)
+    new = fp.multiply(i, fp.tanh(zc, *fp.table_multiplier(layer.z_scale)), 29 - layer.cell_bits)
     c = trace.add(layer.name, "cell_state", trace.saturate(layer.name, "cell_state", kept + new))
     squashed = fp.tanh(fp.rescale(c, 11 - layer.cell_bits), *fp.table_multiplier(fp.TANH_SCALE))
     h = trace.add(layer.name, "hidden_state", fp.multiply(o, squashed, 14))
@@ -128,16 +137,15 @@ def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], tra
 
 
 def _gru(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Integers:
-    table = fp.table_multiplier(layer.z_scale)
     zz, zr = _gates(layer, 0, _parts(layer, x, h, slice(0, 2), trace), trace)
-    z, r = fp.logistic(zz, *table), fp.logistic(zr, *table)
+    z, r = squash(layer, zz), squash(layer, zr)
     if layer.kind == "gru_reset_after":
         input_part, recurrent_part = _parts(layer, x, h, slice(2, 3), trace)
         recurrent_part = fp.multiply(r, recurrent_part, 14)
     else:
         input_part, recurrent_part = _parts(layer, x, fp.multiply(r, h, 14), slice(2, 3), trace)
     (zh,) = _gates(layer, 2, (input_part, recurrent_part), trace)
-    new = fp.tanh(zh, *table)
+    new = fp.tanh(zh, *fp.table_multiplier(layer.z_scale))
     fresh = fp.saturate(new - fp.multiply(z, new, 14))
     return trace.add(layer.name, "hidden_state", fp.saturate(fresh + fp.multiply(z, h, 14)))
 

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgetqs.fixedpoint import TANH_SCALE, UNIT_SCALE
+from edgetqs.fixedpoint import HARD_SIGMOID_SIXTH, TANH_SCALE, UNIT_SCALE
 from edgetqs.flatbuffer import AlignedBuffer, SharedQuantization, pack
 from edgetqs.integer import IntegerDense, IntegerModel, IntegerRecurrent, Matrix
+from edgetqs.reference import HARD_SLOPES
 
 Item = TypeVar("Item")
 
@@ -215,11 +216,22 @@ def _gates(graph: _Graph, layer: IntegerRecurrent, first: int, gates: list[int])
     return [graph.named(z, layer.name, f"gate {layer.gates[first + k]}") for k, z in enumerate(gates)]
 
 
+def _squash(graph: _Graph, layer: IntegerRecurrent, z: int) -> int:
+    """A gate's value; the steps of ``fixedpoint.hard_sigmoid`` are one operator each."""
+    if layer.gate == "sigmoid":
+        return graph.table("LOGISTIC", z)
+    integer, scale = (1, 0.2) if HARD_SLOPES[layer.gate] == "0.2" else (HARD_SIGMOID_SIXTH, 2.0**-17)
+    slope = graph.activation((1,), scale, np.array([integer], np.int16).tobytes())
+    centred = graph.quantize(graph.binary("MUL", z, slope, UNIT_SCALE / 2), UNIT_SCALE)
+    half = graph.activation((1,), UNIT_SCALE, np.array([1 << 14], np.int16).tobytes())
+    return graph.binary("ADD", centred, half, UNIT_SCALE)
+
+
 def _lstm(graph: _Graph, layer: IntegerRecurrent, x: int, state: list[int]) -> list[int]:
     h, c = state
     summed = graph.binary("ADD", graph.part(x, layer.kernel), graph.part(h, layer.recurrent), layer.z_scale)
     z = _gates(graph, layer, 0, graph.split(summed, 4))
-    i, f, o = (graph.table("LOGISTIC", z[k]) for k in (0, 1, 3))
+    i, f, o = (_squash(graph, layer, z[k]) for k in (0, 1, 3))
     c_scale = graph.scales[c]
     kept = graph.binary("MUL", f, c, c_scale)
     new = graph.binary("MUL", i, graph.table("TANH", z[2]), c_scale)
@@ -233,7 +245,7 @@ def _gru(graph: _Graph, layer: IntegerRecurrent, x: int, state: list[int]) -> li
     inputs = graph.split(graph.part(x, layer.kernel), 3)
     recurrent = graph.split(graph.part(h, layer.recurrent, 0, 2), 2)
     sums = [graph.binary("ADD", inputs[k], recurrent[k], layer.z_scale) for k in range(2)]
-    z, r = (graph.table("LOGISTIC", gate) for gate in _gates(graph, layer, 0, sums))
+    z, r = (_squash(graph, layer, gate) for gate in _gates(graph, layer, 0, sums))
     if layer.kind == "gru_reset_after":
         candidate = graph.binary("MUL", r, graph.part(h, layer.recurrent, 2, 3), layer.z_scale)
     else:

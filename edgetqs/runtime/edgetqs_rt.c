@@ -169,14 +169,42 @@ void edgetqs_relu(int16_t *values, unsigned count)
     }
 }
 
-/* ---- Cells ---- */
-
 /* value / 2^shift, ties away from zero. */
 static int32_t rounding_shift(int32_t value, unsigned shift)
 {
     int32_t half = (1 << shift) >> 1;
     return value < 0 ? -((half - value) >> shift) : (value + half) >> shift;
 }
+
+/* value * mantissa / 2^31, ties up. */
+static int32_t doubling_high_product(int32_t value, int32_t mantissa)
+{
+    int64_t product = (int64_t)value * mantissa;
+    int64_t half = (int64_t)1 << 30;
+    return (int32_t)(product < 0 ? -((half - 1 - product) >> 31) : (product + half) >> 31);
+}
+
+/* slope * z, at 2^-16 and clipped to one half, moved up by one half; at 2^-15. */
+static int16_t centre(int32_t value)
+{
+    return edgetqs_saturate(((edgetqs_saturate(value) + 1) >> 1) + (1 << 14));
+}
+
+void edgetqs_hard_sigmoid_fifth(int16_t *values, unsigned count, unsigned z_bits)
+{
+    for (unsigned k = 0; k < count; ++k) {
+        values[k] = centre((int32_t)values[k] * (1 << (16u - z_bits)));
+    }
+}
+
+void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits)
+{
+    for (unsigned k = 0; k < count; ++k) {
+        values[k] = centre(rounding_shift(doubling_high_product((int32_t)values[k] * 21845, 1342177280), z_bits - 2u));
+    }
+}
+
+/* ---- Cells ---- */
 
 /* gate * value / 2^(shift + 1): a halving with ties up, then ties away from zero.
  * A gate is never negative, so no result leaves an int16. */
@@ -190,23 +218,19 @@ static int16_t rescale(int16_t c, unsigned cell_bits)
 {
     unsigned up = cell_bits < 11u ? 11u - cell_bits : 0u;
     unsigned down = cell_bits > 11u ? cell_bits - 11u : 0u;
-    int64_t product = (int64_t)((int32_t)c * (1 << up)) * 1717986918;
-    int64_t nudge = (int64_t)1 << 30;
-    int32_t high = (int32_t)(product < 0 ? -((nudge - 1 - product) >> 31) : (product + nudge) >> 31);
-    return edgetqs_saturate(rounding_shift(high, down));
+    return edgetqs_saturate(rounding_shift(doubling_high_product((int32_t)c * (1 << up), 1717986918), down));
 }
 
-uint32_t edgetqs_lstm_update(int16_t *z, int16_t *h, int16_t *c, unsigned units, unsigned table_shift,
-                             unsigned cell_bits)
+uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
 {
+    const int16_t *i = gates;
+    const int16_t *f = gates + units;
+    const int16_t *fresh = gates + 2u * units;
+    const int16_t *o = gates + 3u * units;
     uint32_t clipped = 0;
     for (unsigned k = 0; k < units; ++k) {
-        int16_t i = sigmoid_of(z[k], table_shift);
-        int16_t f = sigmoid_of(z[units + k], table_shift);
-        int16_t fresh = tanh_of(z[2u * units + k], table_shift);
-        int16_t o = sigmoid_of(z[3u * units + k], table_shift);
-        clipped += edgetqs_store(&c[k], gated(f, c[k], 14) + gated(i, fresh, 29u - cell_bits), false);
-        h[k] = (int16_t)gated(o, tanh_of(rescale(c[k], cell_bits), 12), 14);
+        clipped += edgetqs_store(&c[k], gated(f[k], c[k], 14) + gated(i[k], fresh[k], 29u - cell_bits), false);
+        h[k] = (int16_t)gated(o[k], tanh_of(rescale(c[k], cell_bits), 12), 14);
     }
     return clipped;
 }

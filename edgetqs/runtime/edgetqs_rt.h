@@ -61,12 +61,14 @@ uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y,
 void edgetqs_sigmoid(int16_t *values, unsigned count, unsigned table_shift);
 void edgetqs_tanh(int16_t *values, unsigned count, unsigned table_shift);
 void edgetqs_relu(int16_t *values, unsigned count);
+/* clip(0.2 z + 0.5, 0, 1) and clip(z / 6 + 0.5, 0, 1), z at 5*2^-z_bits */
+void edgetqs_hard_sigmoid_fifth(int16_t *values, unsigned count, unsigned z_bits);
+void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits);
 
-/* ---- Cells: z holds the pre-activations by gate and is overwritten ---- */
+/* ---- Cells ---- */
 
-/* Gates i f c o; c at 2^-cell_bits. Gives how many cell states were clipped. */
-uint32_t edgetqs_lstm_update(int16_t *z, int16_t *h, int16_t *c, unsigned units, unsigned table_shift,
-                             unsigned cell_bits);
+/* gates: i f c o, squashed; c at 2^-cell_bits. Gives how many cell states were clipped. */
+uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits);
 /* a = a + r * b (reset_after) and a = r * b */
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
 void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
