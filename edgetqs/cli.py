@@ -79,6 +79,13 @@ def _project(output: _Output, model: Path | None, config: Path | None, horizon: 
     return project if horizon is None else dataclasses.replace(project, horizon=horizon)
 
 
+def _target_name(project: Any, target: str | None) -> str:
+    name = target or project.target
+    if name is None:
+        raise BadInput("no target", todo="give one with --target; `edgetqs targets` lists them")
+    return name
+
+
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write. [edgetqs.toml beside the model]")
@@ -187,7 +194,10 @@ def score(
 @GRANULARITY
 @HORIZON
 @TARGET
-@click.option("--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales.")
+@BUDGET
+@click.option(
+    "--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales alone."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.pass_obj
@@ -198,23 +208,30 @@ def plan(
     granularity: str | None,
     horizon: int | None,
     target: str | None,
+    flash_budget: int | None,
     weight_budget: int | None,
     out: Path | None,
     force: bool,
 ) -> None:
-    """Choose widths within a budget for the weights; `build` does it for a whole image."""
+    """Choose widths within the flash of a device, as `build` would, or within --weight-budget."""
     from edgetqs import show
+    from edgetqs.pipeline import Options, plan_image
     from edgetqs.planner import plan as compute
     from edgetqs.target import load_target
     from edgetqs.tqs import score as scores_of
 
+    if flash_budget is not None and weight_budget is not None:
+        raise BadInput("--flash-budget and --weight-budget exclude each other", todo="give one of them")
     if out is not None and out.exists() and not force:
         raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
     project = _project(output, model, config, horizon)
-    kernels = load_target(target or project.target or "cortex-m4").cpu.kernels
-    output.progress("scoring")
-    scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
-    chosen = compute(project.forecaster, scores, weight_budget, kernels, points=12)
+    name = _target_name(project, target)
+    if weight_budget is None:
+        chosen = plan_image(project, name, Options(flash_budget, granularity), output.progress)
+    else:
+        output.progress("scoring")
+        scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
+        chosen = compute(project.forecaster, scores, weight_budget, load_target(name).cpu.kernels, points=12)
     if out is not None:
         part = out.with_name(out.name + ".part")
         part.write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -258,9 +275,7 @@ def build(
     from edgetqs.pipeline import build as run
 
     project = _project(output, model, config)
-    name = target or project.target
-    if name is None:
-        raise BadInput("no target", todo="give one with --target; `edgetqs targets` lists them")
+    name = _target_name(project, target)
     out = out or Path("build") / f"{project.forecaster.name}-{Path(name).stem}"
     signatures = ("step", "sequence") if tflite == "both" else (tflite,)
     options = Options(flash_budget, granularity, rounding, plan_file, signatures, force)
