@@ -195,15 +195,15 @@ def _emit(context: _Context, model: IntegerModel, plan_hash: str, folder: Path) 
     return images.write_sources(folder, texts, context.target.cpu.kernels)
 
 
-def _measure(context: _Context) -> int:
-    """Bytes of flash beside the weights, with kernels of both widths; checks the RAM on the way."""
+def _measure(context: _Context, widths: tuple[int, ...] = (4, 8)) -> int:
+    """Bytes of flash beside the weights, with kernels of these widths; checks the RAM on the way."""
     if context.target.kind != "bare":
         return 0  # the budget of a Linux program counts the model's constants only
-    mixed = {block: (4, 8)[k % 2] for k, block in enumerate(blocks(context.forecaster))}
+    mixed = {block: widths[k % len(widths)] for k, block in enumerate(blocks(context.forecaster))}
     model = context.integers(mixed)
     with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
         work = Path(scratch)
-        sources = _emit(context, model, "", work / "src")
+        sources = _emit(context, model, "0" * 16, work / "src")
         image = images.link_ample(context.target, sources, work / "obj", work / "measured.elf")
         ram = elf.ram_bytes(image)
         overhead = elf.flash_bytes(image) - stored_bytes(model, context.target.cpu.kernels)
@@ -228,7 +228,10 @@ def _plan(context: _Context, overhead: int, options: Options, shrink: int = 0) -
         return planner.plan(context.forecaster, context.scores, room, kernels, points=12)
     except CheckFailed as error:
         smallest = planner.fixed(context.forecaster, context.scores, [4] * len(context.scores.units), kernels)
+        overhead = _measure(context, (4,))  # without the int8 kernels
         needed = overhead + smallest.weight_bytes
+        if needed + shrink <= context.flash_budget:
+            return replace(smallest, budget_bytes=context.flash_budget - overhead)
         raise CheckFailed(
             f"the image needs {needed} bytes of flash even with every weight at int4 ({overhead} for code and "
             f"constants, {smallest.weight_bytes} for weights), {needed - context.flash_budget} more than the budget of "
