@@ -36,7 +36,7 @@ class Golden:
     ``clipped`` (N,) counts since the reset. ``physical`` (P, inputs) float32
     samples follow, one of them not a number, with ``statuses`` and
     ``physical_outputs``; then one forecast from ``future`` (T, known), which
-    must leave the states at ``last_states``.
+    must leave the states at ``last_states`` and the count at ``last_clipped``.
     """
 
     inputs: Integers
@@ -51,6 +51,7 @@ class Golden:
     future: np.ndarray
     forecast: np.ndarray
     last_states: tuple[Integers, ...]
+    last_clipped: int
 
     @property
     def steps(self) -> int:
@@ -100,11 +101,11 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
     physical = (smooth_q[:8] / gain + mean).astype(np.float32)
     physical[2] = np.float32(3e38)
     physical[5, -1] = np.float32("nan")
-    state, statuses, physical_outputs = reference.zero_state(model), [], []
+    state, statuses, physical_outputs, trace = reference.zero_state(model), [], [], reference.Trace()
     for sample in physical:
         if np.isfinite(sample).all():
             x = reference.encode(model, sample)
-            y, state = reference.step(model, state, x)
+            y, state = reference.step(model, state, x, trace)
             physical_outputs.append(reference.decode(model, y))
             statuses.append(0)
         else:
@@ -130,6 +131,7 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
         future,
         forecast,
         tuple(value for own in state for value in own),
+        sum(trace.clipped.values()),
     )
 
 
@@ -214,7 +216,8 @@ def _judge_physical(model: IntegerModel, vectors: Golden, rest: bytes) -> Link:
             return Link("differs", "the forecast of physical values")
         states = np.concatenate(vectors.last_states)
         kept = np.frombuffer(rest, "<i2", len(states), size + 4 + 4 * FORECAST_STEPS * outputs)
-        if not np.array_equal(kept, states):
+        clipped = struct.unpack("<I", rest[-4:])[0]
+        if not np.array_equal(kept, states) or clipped != vectors.last_clipped:
             return Link("differs", "the state after a forecast, which must leave it alone")
     return Link("exact", f"{vectors.steps} steps")
 

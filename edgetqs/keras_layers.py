@@ -21,7 +21,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 MergeMode: TypeAlias = Literal["concat", "sum", "mul", "ave"]
 _T = TypeVar("_T")
 _OneKernel = TypeVar("_OneKernel", bound=Dense | Recurrent)
-_WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent | Bidirectional)
+WithKernel = TypeVar("WithKernel", bound=Dense | Recurrent | Bidirectional)
 
 #: What Keras names them; hard_sigmoid depends on the version besides.
 FUNCTIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid")
@@ -295,7 +295,7 @@ class Affine:
             return self
         return replace(self, scale=first.scale * self.scale, shift=first.shift * self.scale + self.shift)
 
-    def ahead_of(self, layer: _WithKernel) -> _WithKernel:
+    def ahead_of(self, layer: WithKernel) -> WithKernel:
         """``layer`` with this folded into its inputs."""
         if isinstance(layer, Bidirectional):
             return replace(layer, forward=self.ahead_of(layer.forward), backward=self.ahead_of(layer.backward))

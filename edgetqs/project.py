@@ -8,6 +8,7 @@ by looking at the model.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,7 +75,8 @@ def guess(forecaster: Forecaster) -> tuple[Forecaster, tuple[str, ...]]:
     if outputs > inputs or not forecaster.streaming:
         return forecaster, (f"assumed a direct forecaster of {outputs} outputs, without a closed loop",)
     pairs = tuple((k, k) for k in range(outputs))
-    held = f", inputs {outputs} to {inputs - 1} held" if inputs > outputs else ""
+    rest = f"input {outputs}" if inputs == outputs + 1 else f"inputs {outputs} to {inputs - 1}"
+    held = f", {rest} held" if inputs > outputs else ""
     note = f"assumed that output k becomes input k{held}; `edgetqs init` writes a file to correct it"
     return replace(forecaster, feedback=Feedback(pairs)), (note,)
 
@@ -291,12 +293,12 @@ def suggest(forecaster: Forecaster, model: Path) -> str:
     guessed, notes = guess(forecaster)
     targets = {target: source for source, target in guessed.feedback.pairs}
     lines = [
-        f"# {notes[0]}." if notes else "#",
+        f"# {notes[0].partition(';')[0]}." if notes else "#",
         "# Correct what is wrong: everything edgetqs computes rests on this file.",
         "",
         "[model]",
-        f'file = "{model.name}"',
-        f'name = "{forecaster.name}"      # names the C functions',
+        f"file = {json.dumps(model.name)}",
+        f"name = {json.dumps(forecaster.name)}   # names the C functions",
         f"window = {forecaster.window}       # samples the model looked back at in training",
         f"input_range = {forecaster.input_range:g}   # normalised inputs beyond +- this are clipped",
         "",

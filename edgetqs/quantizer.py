@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgetqs import rounding as rnd
 from edgetqs.errors import BadInput, Unsupported
-from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE
+from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE, requantize
 from edgetqs.integer import (
     ACCUMULATOR_LIMIT,
     ChannelCode,
@@ -207,11 +207,19 @@ def _dense(layer: Dense, scale: float, widths: tuple[int, ...], seen: Observatio
         product_scale = next((s for s in Z_SCALES if bound <= INT16_MAX * s), Z_SCALES[-1])
         output_scale = UNIT_SCALE
     else:
-        # Rounding may push a row slightly past its float bound.
         product_scale = output_scale = power_of_two_scale(bound * 1.02)
     part = _Part(f"{layer.name}/kernel", weights, bias, widths, (seen.input_moments,), scale, product_scale)
     rounded = _round(part, rounding)
-    return IntegerDense(layer.name, _matrix(part, rounded, rounded.bias), layer.activation, output_scale)  # type: ignore[arg-type]
+    matrix = _matrix(part, rounded, rounded.bias)
+    while layer.activation in ("linear", "relu") and _reach(matrix) > INT16_MAX:  # rounding went past the float bound
+        output_scale *= 2
+        matrix = replace(matrix, shift=_read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
+    return IntegerDense(layer.name, matrix, layer.activation, output_scale)  # type: ignore[arg-type]
+
+
+def _reach(matrix: Matrix) -> int:
+    """The largest value any int16 input can give, before saturation."""
+    return int(requantize(matrix.accumulator_bound(), matrix.multiplier, matrix.shift).max())
 
 
 def _bound(weights: Floats, bias: Floats, input_scale: float) -> float:
@@ -296,7 +304,7 @@ def _feedback_code(forecaster: Forecaster, pair: tuple[int, int], y_scale: float
     gain, offset = feedback_affine(forecaster, *pair)
     mantissa, exponent = math.frexp(gain * y_scale / x_scale)
     shift = 15 - exponent
-    if not 1 <= shift <= 40 or abs(offset) > 2.0**15:
+    if not 1 <= shift <= 40 or abs(offset) > 2.0**15 or abs(offset / x_scale) * 2.0**shift >= 2.0**62:
         raise BadInput(
             f"output {forecaster.outputs[pair[0]].name} and input {forecaster.inputs[pair[1]].name} "
             f"are scaled too differently to be fed back",

@@ -15,14 +15,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from edgetqs import keras_graph, keras_layers
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.keras_files import KerasFile, Tensor, parse, read_bytes
-from edgetqs.keras_layers import MAX_AXIS, Affine, Node, Shape
+from edgetqs.keras_layers import MAX_AXIS, Affine, Node, Shape, WithKernel
 from edgetqs.model import (
     RECURRENT,
     Activation,
@@ -31,7 +30,6 @@ from edgetqs.model import (
     Dense,
     Forecaster,
     Layer,
-    Recurrent,
     RepeatVector,
     Reshape,
 )
@@ -63,8 +61,6 @@ SNAKE_CASE = {
     "SimpleRNN": "simple_rnn",
     "TimeDistributed": "time_distributed",
 }
-
-_WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent | Bidirectional)
 
 
 def read_keras(path: str | os.PathLike[str]) -> Forecaster:
@@ -235,12 +231,12 @@ class _Assembly:
         scale, shift = self.affine.scale, self.affine.shift
         used = scale != 0
         std = 1 / np.abs(np.where(used, scale, 1))
-        mean = np.where(used, -shift * std * np.sign(scale), 0)
+        mean = np.where(used, -shift * std * np.sign(scale), 0) + 0.0  # not -0.0
         self.inputs = tuple(Channel(f"x{i}", mean=float(mean[i]), std=float(std[i])) for i in range(features))
         rest = Affine(self.affine.layer, np.sign(scale), np.where(used, 0, shift))
         self.affine = None if (scale > 0).all() else rest
 
-    def _folded(self, layer: _WithKernel, where: str) -> _WithKernel:
+    def _folded(self, layer: WithKernel, where: str) -> WithKernel:
         self._settle(where)
         affine, self.affine = self.affine, None
         return layer if affine is None else affine.ahead_of(layer)

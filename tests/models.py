@@ -19,8 +19,9 @@ def random_layer(
     name: str = "",
     gain: float = 1.0,
     sequence: bool = False,
+    gate: str = "sigmoid",
 ) -> Layer:
-    """A recurrent layer with orthogonal recurrent weights of radius 0.9 * gain."""
+    """A recurrent layer with orthogonal recurrent weights of radius 0.9 * gain; ``gate`` squashes its gates."""
     gates = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn": 1}[kind]
     kernel = frozen(gain * rng.normal(0, inputs**-0.5, (gates, units, inputs)))
     square = [np.linalg.qr(rng.normal(size=(units, units)))[0] for _ in range(gates)]
@@ -29,12 +30,23 @@ def random_layer(
     name = name or kind
     if kind == "lstm":
         bias[1] += 1
-        return Lstm(name, kernel, recurrent, frozen(bias), return_sequences=sequence)
+        return Lstm(
+            name, kernel, recurrent, frozen(bias), recurrent_activation=gate, return_sequences=sequence
+        )
     if kind == "rnn":
         return SimpleRnn(name, kernel, recurrent, frozen(bias), return_sequences=sequence)
     after = kind == "gru"
     recurrent_bias = frozen(rng.normal(0, 0.1, (gates, units)) * after)
-    return Gru(name, kernel, recurrent, frozen(bias), recurrent_bias, reset_after=after, return_sequences=sequence)
+    return Gru(
+        name,
+        kernel,
+        recurrent,
+        frozen(bias),
+        recurrent_bias,
+        reset_after=after,
+        recurrent_activation=gate,
+        return_sequences=sequence,
+    )
 
 
 def random_dense(
@@ -59,6 +71,7 @@ def random_forecaster(
     activation: str = "linear",
     window: int = 24,
     scaled: bool = False,
+    gate: str = "sigmoid",
 ) -> Forecaster:
     """``layers`` recurrent layers and a dense head.
 
@@ -72,7 +85,8 @@ def random_forecaster(
     for index in range(layers):
         last = index + 1 == layers
         name = f"{kind}_{index}"
-        stack.append(random_layer(kind, units, features, rng, name=name, gain=gain, sequence=sequence or not last))
+        more = sequence or not last
+        stack.append(random_layer(kind, units, features, rng, name=name, gain=gain, sequence=more, gate=gate))
         features = units
     stack.append(random_dense(outputs, features, rng, activation=activation))
 
