@@ -36,6 +36,7 @@ _WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 class Toolchain:
     gcc: str  # full path
     objdump: str
+    objcopy: str
     version: str  # of gcc: "12.2.1"
 
 
@@ -43,19 +44,19 @@ def toolchain(target: Target) -> Toolchain:
     """The compiler of ``target``. Raises ToolMissing if it is not there or too old."""
     prefix = target.cpu.compiler
     package = _DEBIAN_PACKAGES.get(prefix, f"gcc for {prefix.rstrip('-')}")
-    found = {tool: shutil.which(prefix + tool) for tool in ("gcc", "objdump")}
+    found = {tool: shutil.which(prefix + tool) for tool in ("gcc", "objdump", "objcopy")}
     for tool, path in found.items():
         if path is None:
             todo = f"On Debian or Ubuntu: apt install {package}"
             raise ToolMissing(f"{prefix}{tool} is not installed", f"target {target.name}", todo)
-    gcc, objdump = str(found["gcc"]), str(found["objdump"])
+    gcc = str(found["gcc"])
     said = subprocess.run([gcc, "-dumpfullversion"], capture_output=True, text=True, check=False)
     version = said.stdout.strip()  # nothing where another compiler goes by the name of gcc
     if said.returncode != 0 or int(version.partition(".")[0] or 0) < OLDEST_GCC:
         raise ToolMissing(
             f"gcc {version or 'of unknown version'} cannot be used", gcc, f"gcc {OLDEST_GCC} is the oldest."
         )
-    return Toolchain(gcc, objdump, version)
+    return Toolchain(gcc, str(found["objdump"]), str(found["objcopy"]), version)
 
 
 def board_sources(target: Target) -> list[Path]:
@@ -182,6 +183,12 @@ def link(
         ) from error
     os.replace(part, out_elf)
     return out_elf
+
+
+def write_binary(target: Target, elf: Path, out: Path) -> Path:
+    """What a programmer writes to flash from its first byte on, from a linked image."""
+    _run([toolchain(target).objcopy, "-O", "binary", str(elf), str(out)], f"converting {elf.name}")
+    return out
 
 
 def _sanitizer_flags(target: Target, wanted: bool) -> list[str]:

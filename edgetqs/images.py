@@ -1,6 +1,8 @@
 """A build's folder of sources and the images linked from it.
 
 ``src/``            the model, the runtime and the application: all a firmware project needs
+``board/``          start-up, UART and linker script of a bare target
+``firmware.bin``    what is written to flash
 ``firmware.elf``    the application, as it is flashed
 ``emulated.elf``    the same, ending its emulator with an exit code
 ``harness.elf``     the model with the test harness
@@ -42,6 +44,16 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     runtime = ["edgetqs_rt.c", "edgetqs_dsp.c"] if kernels == "dsp" else ["edgetqs_rt.c"]
     generated = [name for name in texts if name.endswith(".c")]
     return Sources(folder, tuple(folder / name for name in (*generated, *runtime)))
+
+
+def write_board(target: Target, folder: Path) -> None:
+    """Start-up code and linker script for building the application elsewhere; nothing for Linux."""
+    if target.kind != "bare":
+        return
+    folder.mkdir()
+    for source in (*firmware.board_sources(target), data_dir("runtime") / "semihost.h"):
+        shutil.copyfile(source, folder / source.name)
+    firmware.write_linker_script(target, folder / "link.ld")
 
 
 def link_application(target: Target, sources: Sources, work: Path, out: Path, *, emulated: bool = False) -> Path:

@@ -88,6 +88,7 @@ def build(project: Project, target_name: str, out: Path, options: Options = Opti
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         report = _build(project, target, aside, options, progress)
+        _tidy(aside)
         if out.exists():
             shutil.rmtree(out)
         aside.chmod(0o755)
@@ -151,6 +152,13 @@ def _build(project: Project, target: Target, folder: Path, options: Options, pro
     (folder / "plan.json").write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
     (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _tidy(folder: Path) -> None:
+    """Leave what a user needs: objects and the host's image go."""
+    for work in folder.glob("obj*"):
+        shutil.rmtree(work)
+    (folder / "host.elf").unlink(missing_ok=True)
 
 
 def run_firmware(folder: Path, timeout_s: int) -> emulate.Run:
@@ -253,7 +261,9 @@ def _fit(context: _Context, chosen: Plan, options: Options) -> tuple[IntegerMode
         excess = size - context.flash_budget if context.flash_budget else 0
         if excess <= 0:
             if context.target.kind == "bare":
-                images.link_application(context.target, sources, work, context.folder / "firmware.elf")
+                images.link_application(context.target, sources, work, image)
+                firmware.write_binary(context.target, image, context.folder / "firmware.bin")
+                images.write_board(context.target, context.folder / "board")
             return model, sources, chosen
         if options.plan_file:
             fitting = _plan(context, size - chosen.weight_bytes, replace(options, plan_file=None))

@@ -95,7 +95,8 @@ def score(
     if not forecaster.feedback.pairs:
         horizon = forecaster.window
     if start is None:
-        start = synthesise(forecaster, horizon + 1, count=trajectories, seed=seed, dtype=np.float32)
+        ahead = horizon + bool(forecaster.feedback.pairs)  # a closed loop's first output is already there
+        start = synthesise(forecaster, ahead, count=trajectories, seed=seed, dtype=np.float32)
     rng = np.random.default_rng(seed)
     reference, states, inputs = _reference(forecaster, start)
     states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
@@ -114,7 +115,7 @@ def score(
         off = step(tilted, states, inputs.reshape(-1, inputs.shape[-1]))[0] - one_step
         local = float(np.mean((off / start.spread) ** 2)) / (epsilon * size) ** 2
         measured.append((unit, growth, local, epsilon, flag))
-        passes += used + tilted[unit.blocks[0].layer].kernel.shape[0] * len(one_step)
+        passes += used + len(deltas[0]) * len(one_step)
 
     saturates = [_saturation(forecaster, *entry[:2], entry[3]) for entry in measured]
     scored = max(1, min(saturates, default=horizon))
