@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +16,20 @@ from edgetqs.errors import ToolMissing
 from edgetqs.fixedpoint import Integers
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """LiteRT announces its delegate on the process's standard error; that is not for users."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def interpreter(content: bytes, *, preserve_all: bool = False, reference_kernels: bool = False) -> Any:
     """An interpreter over ``content``; one thread, so that it runs alike everywhere."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,12 +37,14 @@ def interpreter(content: bytes, *, preserve_all: bool = False, reference_kernels
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
         raise ToolMissing("LiteRT is not installed", "ai-edge-litert", "pip install ai-edge-litert") from error
-    return Interpreter(
-        model_content=content,
-        num_threads=1,
-        experimental_preserve_all_tensors=preserve_all,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF if reference_kernels else OpResolverType.AUTO,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about preserve_all, which is used for a single step
+        return Interpreter(
+            model_content=content,
+            num_threads=1,
+            experimental_preserve_all_tensors=preserve_all,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_REF if reference_kernels else OpResolverType.AUTO,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +55,7 @@ class Steps:
     states: dict[str, Integers]
 
 
+@_quiet()
 def run_steps(content: bytes, inputs: Integers, resets: set[int] = frozenset()) -> Steps:  # type: ignore[assignment]
     """Feed ``inputs`` (T, inputs) through ``step`` from a zero state, which is also taken before each of ``resets``."""
     runner = interpreter(content).get_signature_runner("step")
@@ -53,12 +74,14 @@ def run_steps(content: bytes, inputs: Integers, resets: set[int] = frozenset()) 
     return Steps(np.array(outputs, np.int64), {name: np.array(values, np.int64) for name, values in states.items()})
 
 
+@_quiet()
 def run_sequence(content: bytes, inputs: Integers) -> Integers:
     """The ``sequence`` signature on one window (T, inputs): (outputs,) or (T, outputs)."""
     runner = interpreter(content).get_signature_runner("sequence")
     return runner(x=inputs.astype(np.int16)[None])["y"][0].astype(np.int64)
 
 
+@_quiet()
 def tensors_of_step(content: bytes, x: Integers, state: dict[str, Integers]) -> dict[int, Integers]:
     """Every tensor of subgraph 0 after one step from ``state``, by index."""
     engine = interpreter(content, preserve_all=True)
