@@ -16,7 +16,7 @@ import numpy as np
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import table_multiplier
 from edgetqs.integer import ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
-from edgetqs.layout import BIAS_BYTES, ROW_BYTES, is_wide, pack, packed_bytes, padded
+from edgetqs.layout import is_wide, pack, padded
 from edgetqs.paths import data_dir
 from edgetqs.reference import HARD_SLOPES
 
@@ -24,6 +24,8 @@ from edgetqs.reference import HARD_SLOPES
 RUNTIME_VERSION = 1
 #: The runtime's sources that a generated model needs.
 RUNTIME_FILES = ("edgetqs_rt.h", "edgetqs_rt.c", "edgetqs_dsp.c", "sigmoid_table.inc")
+
+_ITEM_BYTES = {"uint32_t": 4, "int32_t": 4, "uint16_t": 2, "uint8_t": 1}
 
 #: Names the generated source uses itself.
 _RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs")
@@ -108,14 +110,9 @@ def c_name(text: str) -> str:
 
 def stored_bytes(model: IntegerModel, kernels: str) -> int:
     """Bytes of all constant arrays: packed weights, multipliers, shifts, biases."""
-    total = 0
-    for _, _, matrix in model.matrices():
-        layout = "portable" if is_wide(matrix) else kernels
-        for start, stop, width in matrix.groups():
-            rows = stop - start
-            total += packed_bytes(rows, matrix.columns, width, layout) + ROW_BYTES * rows
-            total += BIAS_BYTES * rows if matrix.bias[start:stop].any() else 0
-    return total
+    rows = _Rows(kernels)
+    _layers(model, rows)
+    return sum(_ITEM_BYTES[array["type"]] * array["size"] for array in rows.arrays)
 
 
 @dataclass(slots=True)

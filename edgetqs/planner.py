@@ -137,7 +137,13 @@ def read_plan(path: Path, forecaster: Forecaster, scores: Score, kernels: str) -
     names = [entry.unit.name for entry in scores.units]
     mistakes = [f"{name}: missing" for name in names if name not in given]
     mistakes += [f"{name}: not a unit of this model" for name in given if name not in names]
-    mistakes += [f"{name}: width {width!r}, must be 4 or 8" for name, width in given.items() if width not in WIDTHS]
+    mistakes += [
+        f"{name}: width {width!r}, must be 4 or 8"
+        for name, width in given.items()
+        if not (isinstance(width, int) and width in WIDTHS)
+    ]
+    if len(given) < len(table["units"]):
+        mistakes.append(f"{len(table['units'])} entries name {len(given)} units: some are there twice")
     if mistakes:
         raise BadInput(f"{len(mistakes)} mistakes in the plan", str(path), "\n  ".join(mistakes))
     return fixed(forecaster, scores, [given[name] for name in names], kernels)

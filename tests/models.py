@@ -30,9 +30,7 @@ def random_layer(
     name = name or kind
     if kind == "lstm":
         bias[1] += 1
-        return Lstm(
-            name, kernel, recurrent, frozen(bias), recurrent_activation=gate, return_sequences=sequence
-        )
+        return Lstm(name, kernel, recurrent, frozen(bias), recurrent_activation=gate, return_sequences=sequence)
     if kind == "rnn":
         return SimpleRnn(name, kernel, recurrent, frozen(bias), return_sequences=sequence)
     after = kind == "gru"

@@ -201,3 +201,24 @@ def test_multiply_equals_litert(bits):
 @pytest.mark.parametrize("bits", range(3, 12))
 def test_rescale_equals_litert_for_every_input(bits):
     assert np.array_equal(kernel("QUANTIZE", [2.0**-bits], fp.TANH_SCALE, EVERY), fp.rescale(EVERY, 11 - bits))
+
+
+@pytest.mark.parametrize(("slope", "value"), [("0.2", 1 / 5), ("1/6", 1 / 6)])
+@pytest.mark.parametrize("scale", SCALES)
+def test_hard_sigmoid_within_its_derived_error(scale, slope, value):
+    got = fp.hard_sigmoid(EVERY, round(math.log2(5 / scale)), slope) / 32768
+    # Rounded to 2^-16, then to 2^-15, clipped at 1 - 2^-15; 21845 * 2^-17 is off by 1/3 in 21845.
+    bound = 2**-17 + 2**-16 + 2**-15 + (slope == "1/6") * 0.5 / 3 / 21845
+    assert np.abs(got - np.clip(value * EVERY * scale + 0.5, 0, 1)).max() <= bound
+    assert (np.diff(got) >= 0).all()
+    assert (got.min(), got.max()) == (0, 32767 / 32768)
+
+
+@pytest.mark.parametrize("slope", ["0.2", "1/6"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_hard_sigmoid_equals_litert_for_every_input(scale, slope):
+    integer, step = {"0.2": (1, 0.2), "1/6": (fp.HARD_SIGMOID_SIXTH, 2.0**-17)}[slope]
+    wide = kernel("MUL", [scale, step], 2.0**-16, EVERY, np.full_like(EVERY, integer))
+    halved = kernel("QUANTIZE", [2.0**-16], 2.0**-15, wide)
+    got = kernel("ADD", [2.0**-15] * 2, 2.0**-15, halved, np.full_like(EVERY, 1 << 14))
+    assert np.array_equal(got, fp.hard_sigmoid(EVERY, round(math.log2(5 / scale)), slope))

@@ -266,7 +266,7 @@ def test_feedback_of_equal_scaling_is_exact():
 def test_feedback_between_scalings_too_different_is_refused(std, mean):
     forecaster = random_forecaster("gru", 4, 2, 1)
     far = replace(forecaster, outputs=(replace(forecaster.outputs[0], std=std, mean=mean),))
-    with pytest.raises(BadInput, match="y0.*x0"):
+    with pytest.raises(BadInput, match=r"y0.*x0"):
         quantized(far, observations=observe(forecaster))
 
 
