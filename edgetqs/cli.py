@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS",
 def cli(context: click.Context, as_json: bool, quiet: bool, debug: bool) -> None:
     """Put trained recurrent forecasters on microcontrollers."""
     context.obj = _Output(as_json, quiet)
+    context.call_on_close(context.obj.end_progress)
 
 
 class _Output:
@@ -41,16 +43,30 @@ class _Output:
 
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
+        self._status: Any = None
 
     @property
     def console(self) -> Any:
         from rich.console import Console
 
+        self.end_progress()
         return Console(highlight=False)
 
     def progress(self, message: str) -> None:
-        if not self.quiet and sys.stderr.isatty():
-            click.echo(f"  {message} ...", err=True)
+        """Say what is being done, on a terminal only."""
+        if self.quiet or not sys.stderr.isatty():
+            return
+        if self._status is None:
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("")
+            self._status.start()
+        self._status.update(message)
+
+    def end_progress(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def notes(self, notes: Sequence[str]) -> None:
         if not self.quiet:
@@ -58,6 +74,7 @@ class _Output:
                 click.echo(f"note: {note}", err=True)
 
     def json(self, value: Any) -> None:
+        self.end_progress()
         click.echo(json.dumps(value, indent=1, default=_plain))
 
 
@@ -347,6 +364,8 @@ def targets(output: _Output) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (checked and failed), 2 (bad input) or 3 (a tool is missing)."""
+    # One BLAS thread: the matrices are small, and sums come out alike on machines of any size.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, flags = _global_flags(given)
     try:

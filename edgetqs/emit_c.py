@@ -36,6 +36,9 @@ _KEYWORDS = frozenset(
     "bool true false main model edgetqs asm class new delete this template namespace private public".split()
 )
 
+#: Headers that a model's header must not be taken for.
+_HEADERS = frozenset("model_glue stdbool stddef stdint inttypes stdio stdlib string".split())
+
 
 @dataclass(frozen=True, slots=True)
 class Replay:
@@ -60,7 +63,7 @@ def emit_c(
         "macro": name.upper(),
         "version": version,
         "rt_version": RUNTIME_VERSION,
-        "title": f"{model.name}: a recurrent forecaster in integers",
+        "title": f"{_plain(model.name)}: a recurrent forecaster in integers",
         "model_hash": model.model_sha256[:16] or "an unnamed model",
         "plan_hash": plan_hash,
         "kernels": kernels,
@@ -74,7 +77,7 @@ def emit_c(
         "loop_codes": [
             {
                 "fields": f"{c.source}, {c.target}, {c.multiplier}, INT64_C({c.offset}), {c.shift}",
-                "label": f"{model.outputs[c.source].name} -> {model.inputs[c.target].name}",
+                "label": _plain(f"{model.outputs[c.source].name} -> {model.inputs[c.target].name}"),
             }
             for c in model.loop
         ],
@@ -88,7 +91,7 @@ def emit_c(
         "layers": layers,
         "samples": [_float_row(row) for row in replay.samples],
         "future": [_float_row(row) for row in replay.future] if known else [],
-        "samples_comment": replay.comment,
+        "samples_comment": _plain(replay.comment),
     }
     return {
         f"{name}.h": _render("model.h.j2", context),
@@ -101,7 +104,8 @@ def c_name(text: str) -> str:
     """``text`` as a C identifier in lower case; raises ``BadInput`` for one that C keeps to itself."""
     name = re.sub(r"\W+", "_", text.lower(), flags=re.ASCII).strip("_")
     name = re.sub(r"^(?=\d)", "m", name)
-    if not name or name in _KEYWORDS or len(name) > 40:
+    beside = {path.stem for path in data_dir("runtime").iterdir()} | _HEADERS
+    if not name or name in _KEYWORDS | beside or len(name) > 40:
         raise BadInput(
             f"{text!r} cannot be the name of a C module", todo='set another one: [model] name = "..." in edgetqs.toml'
         )
@@ -193,7 +197,7 @@ def _layers(model: IntegerModel, rows: _Rows) -> list[dict[str, Any]]:
                 calls.append(f"edgetqs_copy(s->y, {output}, {layer.units});")
             comment = f"{layer.name}: {layer.kind}, {layer.units} units"
             number += 1
-        layers.append({"comment": comment, "calls": calls})
+        layers.append({"comment": _plain(comment), "calls": calls})
         source = output
     return layers
 
@@ -273,7 +277,7 @@ def _state(model: IntegerModel) -> list[dict[str, Any]]:
     """Members of the state: ``size`` with padding, ``count`` without."""
 
     def member(name: str, count: int, comment: str, pad: bool = True) -> dict[str, Any]:
-        return {"name": name, "size": padded(count) if pad else count, "count": count, "comment": comment}
+        return {"name": name, "size": padded(count) if pad else count, "count": count, "comment": _plain(comment)}
 
     members = []
     for number, layer in enumerate(_recurrent(model)):
@@ -305,12 +309,23 @@ def _recurrent(model: IntegerModel) -> list[IntegerRecurrent]:
 
 
 def _channel(code: ChannelCode, low_high: bool = False) -> dict[str, str]:
-    label = f"{code.name} {code.unit}".strip().replace('"', "'").replace("\\", "/").replace("*/", "* /")
-    channel = {"label": label, "mean": _float(code.mean), "gain": _float(code.gain)}
+    channel = {
+        "label": _plain(f"{code.name} {code.unit}".strip()),
+        "mean": _float(code.mean),
+        "gain": _float(code.gain),
+    }
     if low_high:
         channel["low"] = f"{code.mean - 32768 / code.gain:.6g}"
         channel["high"] = f"{code.mean + 32767 / code.gain:.6g}"
     return channel
+
+
+def _plain(text: str) -> str:
+    """``text`` as it may stand in a C comment or string: nothing in it ends one or means anything else."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    for special, harmless in (('"', "'"), ("\\", "/"), ("*/", "* /"), ("/*", "/ *")):
+        text = text.replace(special, harmless)
+    return re.sub(r"\?(?=\?)", "? ", text)  # no trigraphs
 
 
 def _float(value: float) -> str:

