@@ -193,6 +193,7 @@ def toml(name: str, note: str, mean: NDArray, std: NDArray) -> str:
         f"[rollout]\nhorizon = {HORIZON}  # hours",
         '[data]\nfile = "weather.csv"',
         '[build]\ntarget = "cortex-m4"',
+        "flash_budget = 21000  # bytes for the whole image; with more, all weights are int8",
     ]
     return "\n\n".join(blocks) + "\n"
 
