@@ -9,7 +9,8 @@ BIN    := $(VENV)/bin
 # What apt installs where it is missing. Each line: a program, and the Debian package that brings it.
 TOOLS := arm-none-eabi-gcc:gcc-arm-none-eabi qemu-system-arm:qemu-system-arm qemu-aarch64:qemu-user gcc:gcc
 TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnueabi-gcc:gcc-arm-linux-gnueabi clang:clang
-TEST_LIBRARIES := libc6-dev-arm64-cross libc6-dev-armel-cross libc6-dev
+LIBRARIES := libc6-dev
+TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
 .PHONY: demo test lint tools test-tools clean
 
@@ -36,7 +37,7 @@ $(VENV)/test: pyproject.toml
 	touch $@ $(VENV)/demo
 
 tools:
-	@tools/apt_install.sh "$(TOOLS)"
+	@tools/apt_install.sh "$(TOOLS)" "$(LIBRARIES)"
 
 test-tools:
 	@tools/apt_install.sh "$(TEST_TOOLS)" "$(TEST_LIBRARIES)"
