@@ -293,26 +293,28 @@ def _named_entries(model: IntegerModel, index: int, what: str, values: Integers)
 def check_litert(model: IntegerModel, file: TfliteFile, vectors: Golden) -> Link:
     """LiteRT on the emitted file: ``step`` over all golden vectors, ``sequence`` over the first window."""
     try:
-        result = litert.run_steps(file.data, vectors.inputs, set(vectors.resets))
+        step = _first_step_in_litert(model, file, vectors) if "step" in file.signatures else None
+        if step is not None:
+            return Link("differs", _locate_litert(model, file, vectors, step))
+        if "sequence" in file.signatures:
+            given = litert.run_sequence(file.data, vectors.inputs[: model.window])
+            expected = vectors.outputs[: model.window] if model.sequence_output else vectors.outputs[model.window - 1]
+            if not np.array_equal(given, expected):
+                return Link("differs", "signature sequence")
     except ToolMissing as error:
         return Link("not run", error.what)
     except (RuntimeError, ValueError) as error:
         return Link("differs", f"LiteRT refuses the file: {str(error).splitlines()[0]}")
-    kind = record_type(model, vectors)
-    records = np.zeros(vectors.steps, kind)
+    return Link("exact", f"{vectors.steps if 'step' in file.signatures else model.window} steps")
+
+
+def _first_step_in_litert(model: IntegerModel, file: TfliteFile, vectors: Golden) -> int | None:
+    result = litert.run_steps(file.data, vectors.inputs, set(vectors.resets))
+    records = np.zeros(vectors.steps, record_type(model, vectors))
     records["output"], records["clipped"] = result.outputs, vectors.clipped
     for name, values in result.states.items():
         records[name] = values
-    step = first_difference(records, vectors)
-    if step is not None:
-        return Link("differs", _locate_litert(model, file, vectors, step))
-    if "sequence" in file.signatures:
-        window = vectors.inputs[: model.window]
-        given = litert.run_sequence(file.data, window)
-        expected = vectors.outputs[: model.window] if model.sequence_output else vectors.outputs[model.window - 1]
-        if not np.array_equal(given, expected):
-            return Link("differs", "signature sequence")
-    return Link("exact", f"{vectors.steps} steps")
+    return first_difference(records, vectors)
 
 
 def _locate_litert(model: IntegerModel, file: TfliteFile, vectors: Golden, step: int) -> str:

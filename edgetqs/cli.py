@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -266,7 +267,9 @@ def plan(
 @TARGET
 @BUDGET
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Use this plan, perhaps edited.")
-@click.option("--rounding", type=click.Choice(["nearest", "trajectory"]), help="How weights are rounded. [trajectory]")
+@click.option(
+    "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
+)
 @click.option(
     "--tflite", type=click.Choice(["both", "step", "sequence"]), default="both", help="Signatures of the .tflite file."
 )
@@ -297,12 +300,14 @@ def build(
     signatures = ("step", "sequence") if tflite == "both" else (tflite,)
     options = Options(flash_budget, granularity, rounding, plan_file, signatures, force)
     figures = run(project, name, out, options, output.progress)
-    if output.as_json:
-        output.json(figures)
-    else:
-        show.report(output.console, figures)
-        click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
-    _verdict(figures, out)
+    try:
+        if output.as_json:
+            output.json(figures)
+        else:
+            show.report(output.console, figures)
+            click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
+    finally:  # a reader that went away changes no verdict
+        _verdict(figures, out)
 
 
 def _verdict(figures: dict[str, Any], out: Path) -> None:
@@ -357,7 +362,7 @@ def targets(output: _Output) -> None:
 
     every = list_targets()
     if output.as_json:
-        output.json(every)
+        output.json({"targets": every})
     else:
         show.targets(output.console, every)
 
@@ -366,6 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (checked and failed), 2 (bad input) or 3 (a tool is missing)."""
     # One BLAS thread: the matrices are small, and sums come out alike on machines of any size.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack the characters of a curve
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, flags = _global_flags(given)
     try:
@@ -383,8 +390,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits with 1 where the reader went away
         return 0
+    except OSError as error:
+        if "--debug" in flags:
+            traceback.print_exc()
+        click.echo(f"error: {error.filename or 'output'}: {error.strerror or error}", err=True)
+        return 2
     except Exception as error:
         if "--debug" in flags:
             traceback.print_exc()

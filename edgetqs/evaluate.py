@@ -101,8 +101,9 @@ def evaluate(
     on synthetic histories; ``rmse`` the error against data, physical with one
     output, otherwise in units of each output's ``std``.
     """
+    horizon = horizon if forecaster.feedback.pairs else forecaster.window
     cases = synthetic_cases(forecaster, horizon)
-    figures: dict[str, Any] = {"horizon": horizon if forecaster.feedback.pairs else forecaster.window}
+    figures: dict[str, Any] = {"horizon": horizon}
     truth = forecast_float(forecaster, cases, horizon)
     spread = np.maximum(truth.std(axis=(0, 1)), 1e-12)
     for suffix, model in models.items():

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from edgetqs.fixedpoint import INT16_MAX, Integers
+from edgetqs.fixedpoint import INT16_MAX, Integers, requantize
 from edgetqs.model import Array, Feedback
 
 #: Largest magnitude an int32 accumulator may reach.
@@ -63,6 +63,10 @@ class Matrix:
     def accumulator_bound(self) -> Integers:
         """(rows,) the largest |weights @ x + bias| any int16 input can cause."""
         return np.abs(self.weights.astype(np.int64)).sum(axis=1) * (INT16_MAX + 1) + np.abs(self.bias)
+
+    def reach(self) -> int:
+        """The largest value any int16 input can give, before saturation."""
+        return int(requantize(self.accumulator_bound(), self.multiplier, self.shift).max())
 
 
 @dataclass(frozen=True, slots=True)

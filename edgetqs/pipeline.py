@@ -78,6 +78,8 @@ def build(project: Project, target_name: str, out: Path, options: Options = Opti
     target = load_target(target_name)
     if out.exists() and not options.force:
         raise BadInput("the folder exists", str(out), "choose another with --out, or replace it with --force")
+    if out.exists() and not out.is_dir():
+        raise BadInput("this is a file", str(out), "choose a folder with --out")
     if out.exists() and not (out / "build.json").is_file() and any(out.iterdir()):
         raise BadInput("the folder holds something other than a build", str(out), "choose another with --out")
     forecaster = project.forecaster
@@ -88,6 +90,8 @@ def build(project: Project, target_name: str, out: Path, options: Options = Opti
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         report = _build(project, target, aside, options, progress)
+        if str(target_name).endswith(".toml"):
+            shutil.copy(target_name, aside)
         _tidy(aside)
         if out.exists():
             shutil.rmtree(out)
@@ -164,9 +168,11 @@ def _tidy(folder: Path) -> None:
 def run_firmware(folder: Path, timeout_s: int) -> emulate.Run:
     """Run a finished build's application in its emulator."""
     try:
-        target = load_target(json.loads((folder / "build.json").read_text(encoding="utf-8"))["target"])
-    except (OSError, ValueError, KeyError) as error:
+        name = json.loads((folder / "build.json").read_text(encoding="utf-8"))["target"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput("not a build", str(folder), "make one with `edgetqs build`") from error
+    own = folder / f"{name}.toml"
+    target = load_target(own if own.is_file() else name)
     image = folder / ("emulated.elf" if target.kind == "bare" else "firmware.elf")
     if not image.is_file():
         raise ToolMissing("the build has no image for the emulator", str(folder), "install QEMU and build again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,7 +173,7 @@ def _configured(config: Path, model: Path | None) -> Project:
         build.take("target", str, None),
         build.take("flash_budget", int, None, _at_least(1)),
         build.take("granularity", str, "gate", _one_of("layer", "tensor", "gate")),
-        build.take("rounding", str, "trajectory", _one_of("nearest", "trajectory")),
+        build.take("rounding", str, "trajectory", _one_of("nearest", "trajectory", "learned")),
         source=f"{path} with {config}",
         notes=notes,
     )
@@ -270,8 +271,11 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
             values = _read_csv(path, names)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror or error}", str(path), "check [data] file") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(str(error).strip("'\""), str(path), f"needed are the inputs {', '.join(names)}") from error
+    if values.ndim != 2 or not len(values):
+        fact = "there must be one value a sample" if values.ndim != 2 else "there are no samples"
+        raise BadInput(fact, str(path), "give one column an input and one row a sample")
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise BadInput(f"sample {row} of {names[column]!r} is not a finite number", str(path), "fill the gaps first")
@@ -285,7 +289,10 @@ def _read_csv(path: Path, names: list[str]) -> np.ndarray:
         if missing:
             raise KeyError(f"no column {', '.join(missing)}")
         columns = [header.index(name) for name in names]
-        return np.loadtxt(lines, delimiter=",", usecols=columns, ndmin=2, dtype=np.float64)
+        rows = [line for line in lines if line.strip()]
+        if not rows:
+            return np.empty((0, len(names)))
+        return np.loadtxt(rows, delimiter=",", usecols=columns, ndmin=2, dtype=np.float64)
 
 
 def suggest(forecaster: Forecaster, model: Path) -> str:
@@ -297,8 +304,8 @@ def suggest(forecaster: Forecaster, model: Path) -> str:
         "# Correct what is wrong: everything edgetqs computes rests on this file.",
         "",
         "[model]",
-        f"file = {json.dumps(model.name)}",
-        f"name = {json.dumps(forecaster.name)}   # names the C functions",
+        f"file = {_quoted(model.name)}",
+        f"name = {_quoted(forecaster.name)}   # names the C functions",
         f"window = {forecaster.window}       # samples the model looked back at in training",
         f"input_range = {forecaster.input_range:g}   # normalised inputs beyond +- this are clipped",
         "",
@@ -311,17 +318,17 @@ def suggest(forecaster: Forecaster, model: Path) -> str:
         lines += [
             "",
             "[[input]]",
-            f'name = "{channel.name}"',
+            f"name = {_quoted(channel.name)}",
             'unit = ""',
             "mean = 0.0",
             "std = 1.0",
             f'role = "{role}"',
         ]
         if role == "feedback":
-            lines.append(f'output = "{guessed.outputs[targets[index]].name}"')
+            lines.append(f"output = {_quoted(guessed.outputs[targets[index]].name)}")
     lines += ["", "# Outputs in the model's order: value = model output * std + mean."]
     for channel in guessed.outputs:
-        lines += ["", "[[output]]", f'name = "{channel.name}"', 'unit = ""', "mean = 0.0", "std = 1.0"]
+        lines += ["", "[[output]]", f"name = {_quoted(channel.name)}", 'unit = ""', "mean = 0.0", "std = 1.0"]
     lines += [
         "",
         "[rollout]",
@@ -335,7 +342,12 @@ def suggest(forecaster: Forecaster, model: Path) -> str:
         'target = "cortex-m4"    # see `edgetqs targets`',
         "# flash_budget = 65536  # bytes for the whole image; default: the target's flash less its reserve",
         'granularity = "gate"    # gate | tensor | layer',
-        'rounding = "trajectory" # trajectory | nearest',
+        'rounding = "trajectory" # nearest | trajectory | learned (slower, best at int4)',
         "",
     ]
     return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

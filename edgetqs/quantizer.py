@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgetqs import rounding as rnd
+from edgetqs.distill import distill
 from edgetqs.errors import BadInput, Unsupported
-from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE, requantize
+from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE
 from edgetqs.integer import (
     ACCUMULATOR_LIMIT,
     ChannelCode,
@@ -39,7 +40,7 @@ Z_SCALES = (5 * 2.0**-14, 5 * 2.0**-13, 5 * 2.0**-12)
 #: What synthetic rollouts reach, times this, must fit.
 Z_MARGIN = 1.5
 CELL_MARGIN = 2.0
-ROUNDINGS = ("nearest", "trajectory")
+ROUNDINGS = ("nearest", "trajectory", "learned")
 _TODO = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
 
 
@@ -76,7 +77,7 @@ def quantize(
             made = _recurrent(layer, index, scale, widths, seen, rounding)
             scale = UNIT_SCALE
         layers.append(made)
-    return IntegerModel(
+    model = IntegerModel(
         forecaster.name,
         tuple(layers),
         tuple(_input_code(channel, x_scale) for channel in forecaster.inputs),
@@ -90,6 +91,7 @@ def quantize(
         rounding,
         forecaster.sha256,
     )
+    return distill(forecaster, model) if rounding == "learned" else model
 
 
 def check_supported(forecaster: Forecaster) -> None:
@@ -211,15 +213,10 @@ def _dense(layer: Dense, scale: float, widths: tuple[int, ...], seen: Observatio
     part = _Part(f"{layer.name}/kernel", weights, bias, widths, (seen.input_moments,), scale, product_scale)
     rounded = _round(part, rounding)
     matrix = _matrix(part, rounded, rounded.bias)
-    while layer.activation in ("linear", "relu") and _reach(matrix) > INT16_MAX:  # rounding went past the float bound
+    while layer.activation in ("linear", "relu") and matrix.reach() > INT16_MAX:  # rounding went past the float bound
         output_scale *= 2
         matrix = replace(matrix, shift=_read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
     return IntegerDense(layer.name, matrix, layer.activation, output_scale)  # type: ignore[arg-type]
-
-
-def _reach(matrix: Matrix) -> int:
-    """The largest value any int16 input can give, before saturation."""
-    return int(requantize(matrix.accumulator_bound(), matrix.multiplier, matrix.shift).max())
 
 
 def _bound(weights: Floats, bias: Floats, input_scale: float) -> float:
@@ -277,10 +274,14 @@ def _matrix(part: _Part, rounded: _Rounded, bias: Floats) -> Matrix:
         part.input_scale,
         part.output_scale,
     )
-    bound = matrix.accumulator_bound()
-    if (np.abs(matrix.bias) > ACCUMULATOR_LIMIT).any() or (bound * matrix.multiplier >> matrix.shift).max() >= 2**31:
+    if not computable(matrix):
         raise BadInput("weights or biases are too large for 32-bit sums", part.where, "check the trained model")
     return matrix
+
+
+def computable(matrix: Matrix) -> bool:
+    """Whether every bias fits an int32, and every row's value before saturation, for any int16 input."""
+    return bool((np.abs(matrix.bias) <= ACCUMULATOR_LIMIT).all()) and matrix.reach() < 2**31
 
 
 def _read_only(values: np.ndarray, dtype: type) -> np.ndarray:

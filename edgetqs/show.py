@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
 from edgetqs.planner import Plan
@@ -32,11 +33,12 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
             console.print("  " + note, markup=False, highlight=False, soft_wrap=True)
         console.print()
         return
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in zip(columns, names, strict=True):
-        shown.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        shown.add_column(name, justify=justify, overflow="fold", no_wrap=column is columns[0])
     for row in texts:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # a unit may be "[m/s]", which is no markup
     console.print(shown)
     if note:
         console.print(note, style="dim", markup=False)

@@ -191,6 +191,15 @@ def test_arrays_hold_the_models_integers(kernels):
             assert f"{name}_bias" not in found
 
 
+def test_vectors_that_rows_read_are_padded():
+    header, text = (texts(integers("gru", 5))[f"gru5.{suffix}"] for suffix in "hc")
+    assert re.findall(r"int16_t (\w+)\[(\d+)\] EDGETQS_ALIGNED", header) == [
+        ("h0", "8"), ("h1", "8"), ("x", "8"), ("y", "2"),
+    ]  # fmt: skip
+    assert re.findall(r"int16_t (\w+)\[(\d+)\] EDGETQS_ALIGNED", text) == [("z", "15"), ("r", "8")]
+    assert "int16_t c0[5] EDGETQS_ALIGNED" in texts(integers("lstm", 5))["lstm5.h"]
+
+
 def test_every_array_says_what_it_is():
     text = source(integers("gru"))
     comments = re.findall(r"/\* (.*) \*/\nstatic const uint32_t (\w+)_weights", text)

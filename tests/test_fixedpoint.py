@@ -123,6 +123,11 @@ def test_rescale_equals_gemmlowp(shift):
     assert fp.rescale(values, shift).tolist() == [clamp(gemmlowp(int(v), multiplier, exponent)) for v in values]
 
 
+@pytest.mark.parametrize(("value", "expected"), [(4, 3), (-4, -2), (12, 8), (-12, -7), (5, 3), (-5, -3)])
+def test_doubling_high_product_ties_up(value, expected):
+    assert fp.doubling_high_product(np.array([value]), 5 << 28).tolist() == [expected]  # times 5/8
+
+
 @pytest.mark.parametrize("shift", [0, 1, 5])
 def test_rounding_shift_ties_away_from_zero(shift):
     values = np.arange(-200, 201)
@@ -201,6 +206,11 @@ def test_multiply_equals_litert(bits):
 @pytest.mark.parametrize("bits", range(3, 12))
 def test_rescale_equals_litert_for_every_input(bits):
     assert np.array_equal(kernel("QUANTIZE", [2.0**-bits], fp.TANH_SCALE, EVERY), fp.rescale(EVERY, 11 - bits))
+
+
+def test_hard_sigmoid_constants():
+    assert fp.HARD_SIGMOID_SIXTH == round(2**17 / 6)
+    assert fp.HARD_SIGMOID_MANTISSA == quantized_multiplier(5.0)[0]
 
 
 @pytest.mark.parametrize(("slope", "value"), [("0.2", 1 / 5), ("1/6", 1 / 6)])

@@ -6,7 +6,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "edgetqs needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2
     exit 1
 fi
-if [ ! -x "$folder/bin/python" ] && ! "$python" -m venv "$folder" 2>/dev/null; then
+if [ ! -x "$folder/bin/python" ] && ! "$python" -m venv "$folder" >/dev/null 2>&1; then
     rm -rf "$folder"
     "$(dirname "$0")/apt_install.sh" "" "python3-venv"
     "$python" -m venv "$folder"
