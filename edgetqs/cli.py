@@ -16,6 +16,7 @@ import click
 
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
+from edgetqs.output import Output, plain
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The edgetqs.toml to use.")
@@ -35,61 +36,11 @@ HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS",
 @click.pass_context
 def cli(context: click.Context, as_json: bool, quiet: bool, debug: bool) -> None:
     """Put trained recurrent forecasters on microcontrollers."""
-    context.obj = _Output(as_json, quiet)
+    context.obj = Output(as_json, quiet)
     context.call_on_close(context.obj.end_progress)
 
 
-class _Output:
-    """Results go to standard output, progress and complaints to standard error."""
-
-    def __init__(self, as_json: bool, quiet: bool) -> None:
-        self.as_json, self.quiet = as_json, quiet
-        self._status: Any = None
-
-    @property
-    def console(self) -> Any:
-        from rich.console import Console
-
-        self.end_progress()
-        return Console(highlight=False)
-
-    def progress(self, message: str) -> None:
-        """Say what is being done, on a terminal only."""
-        if self.quiet or not sys.stderr.isatty():
-            return
-        if self._status is None:
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status("")
-            self._status.start()
-        self._status.update(message)
-
-    def end_progress(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-    def notes(self, notes: Sequence[str]) -> None:
-        if not self.quiet:
-            for note in notes:
-                click.echo(f"note: {note}", err=True)
-
-    def json(self, value: Any) -> None:
-        self.end_progress()
-        click.echo(json.dumps(value, indent=1, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _project(output: _Output, model: Path | None, config: Path | None, horizon: int | None = None) -> Any:
+def _project(output: Output, model: Path | None, config: Path | None, horizon: int | None = None) -> Any:
     from edgetqs.project import load_project
 
     project = load_project(model, config)
@@ -109,7 +60,7 @@ def _target_name(project: Any, target: str | None) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write. [edgetqs.toml beside the model]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.pass_obj
-def init(output: _Output, model: Path, out: Path | None, force: bool) -> None:
+def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
     """Write a commented edgetqs.toml for MODEL."""
     from edgetqs.project import CONFIG_NAME, suggest
     from edgetqs.read import read_model
@@ -131,7 +82,7 @@ def init(output: _Output, model: Path, out: Path | None, force: bool) -> None:
 @MODEL
 @CONFIG
 @click.pass_obj
-def inspect(output: _Output, model: Path | None, config: Path | None) -> None:
+def inspect(output: Output, model: Path | None, config: Path | None) -> None:
     """Show what was recognised in MODEL."""
     from edgetqs import show
 
@@ -172,7 +123,7 @@ def inspect(output: _Output, model: Path | None, config: Path | None) -> None:
 @HORIZON
 @click.pass_obj
 def score(
-    output: _Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
+    output: Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
 ) -> None:
     """Show how sensitive the rollout is to errors in each unit of weights (TQS)."""
     from edgetqs import show
@@ -192,9 +143,9 @@ def score(
             {
                 "schema": 1,
                 "kind": "edgetqs score",
-                **_plain(scores),
+                **plain(scores),
                 "units": [
-                    {**_plain(entry), "unit": entry.unit.name, "tqs": entry.tqs, "amplification": entry.amplification}
+                    {**plain(entry), "unit": entry.unit.name, "tqs": entry.tqs, "amplification": entry.amplification}
                     for entry in scores.units
                 ],
                 "rank_agreement_with_data": agreement,
@@ -220,7 +171,7 @@ def score(
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.pass_obj
 def plan(
-    output: _Output,
+    output: Output,
     model: Path | None,
     config: Path | None,
     granularity: str | None,
@@ -277,7 +228,7 @@ def plan(
 @click.option("--force", is_flag=True, help="Replace the folder if it is there.")
 @click.pass_obj
 def build(
-    output: _Output,
+    output: Output,
     model: Path | None,
     config: Path | None,
     granularity: str | None,
@@ -340,7 +291,7 @@ def _verdict(figures: dict[str, Any], out: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--timeout", type=click.IntRange(min=1), default=60, metavar="SECONDS", help="Give up after. [60]")
 @click.pass_obj
-def emulate(output: _Output, folder: Path, timeout: int) -> None:
+def emulate(output: Output, folder: Path, timeout: int) -> None:
     """Run a build's firmware in its emulator and show what it prints."""
     from edgetqs.pipeline import run_firmware
 
@@ -355,7 +306,7 @@ def emulate(output: _Output, folder: Path, timeout: int) -> None:
 
 @cli.command()
 @click.pass_obj
-def targets(output: _Output) -> None:
+def targets(output: Output) -> None:
     """List the devices that edgetqs knows."""
     from edgetqs import show
     from edgetqs.target import list_targets

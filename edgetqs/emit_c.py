@@ -15,10 +15,9 @@ import numpy as np
 
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import table_multiplier
-from edgetqs.integer import ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
+from edgetqs.integer import HARD_SLOPES, ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 from edgetqs.layout import is_wide, pack, padded
 from edgetqs.paths import data_dir
-from edgetqs.reference import HARD_SLOPES
 
 #: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
 RUNTIME_VERSION = 1

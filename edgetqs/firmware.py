@@ -134,7 +134,8 @@ def compile_sources(
     flags += ["-ffreestanding"] if target.kind == "bare" else []
     flags += _sanitizer_flags(target, sanitizers)
     flags += [f"-D{name}={value}" for name, value in (defines or {}).items()]
-    flags += [f"-I{folder}" for folder in (*includes, data_dir("runtime"))]
+    # Headers of quoted includes only: a model named like a system header must not stand in for it.
+    flags += [f"-iquote{folder}" for folder in (*includes, data_dir("runtime"))]
     objects = []
     for source in sources:
         output = build_dir / f"{source.stem}.o"

@@ -16,6 +16,9 @@ import numpy as np
 from edgetqs.fixedpoint import INT16_MAX, Integers, requantize
 from edgetqs.model import Array, Feedback
 
+#: Slopes of the hard sigmoids, by the names of ``model.ACTIVATIONS``.
+HARD_SLOPES = {"hard_sigmoid_keras2": "0.2", "hard_sigmoid_keras3": "1/6"}
+
 #: Largest magnitude an int32 accumulator may reach.
 ACCUMULATOR_LIMIT = 2**31 - 1
 

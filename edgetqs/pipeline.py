@@ -16,7 +16,7 @@ import edgetqs
 from edgetqs import elf, emulate, firmware, images, planner
 from edgetqs.emit_c import Replay, c_name, emit_c, stored_bytes
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
-from edgetqs.evaluate import denormalise, evaluate
+from edgetqs.evaluate import data_cases, denormalise, evaluate
 from edgetqs.integer import IntegerModel
 from edgetqs.model import Forecaster
 from edgetqs.observe import Observation, observe
@@ -115,6 +115,8 @@ def plan_image(project: Project, target_name: str, options: Options = Options(),
 def _context(project: Project, target: Target, folder: Path, options: Options, progress: Progress) -> _Context:
     forecaster = project.forecaster
     data = read_data(project.data, forecaster) if project.data else None
+    if data is not None:
+        data_cases(forecaster, data, project.horizon)  # too short a series is told before the work, not after it
     granularity = options.granularity or project.granularity
     if options.plan_file and not options.granularity:
         granularity = planner.granularity_of(options.plan_file)

@@ -213,8 +213,9 @@ class _Table:
         gain = self.errors[:, 0] - self.errors[:, 1]
         extra = (self.bytes[:, 1] - self.bytes[:, 0]).astype(float)
         room = budget_bytes - smallest
+        # The second term keeps units that gain nothing narrow.
         result = milp(
-            -1e6 * gain / max(gain.max(), 1e-300),
+            -1e6 * gain / max(gain.max(), 1e-300) + 1e-6 * extra / extra.max(),
             constraints=[LinearConstraint(extra[None], -np.inf, room)],
             integrality=np.ones(count),
             bounds=Bounds(0, 1),

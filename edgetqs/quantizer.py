@@ -20,6 +20,7 @@ from edgetqs.errors import BadInput, Unsupported
 from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE
 from edgetqs.integer import (
     ACCUMULATOR_LIMIT,
+    HARD_SLOPES,
     ChannelCode,
     FeedbackCode,
     IntegerDense,
@@ -30,7 +31,6 @@ from edgetqs.integer import (
 )
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
-from edgetqs.reference import HARD_SLOPES
 from edgetqs.rollout import feedback_affine
 from edgetqs.rounding import Floats
 from edgetqs.units import Block, blocks
@@ -291,14 +291,19 @@ def _read_only(values: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _input_code(channel: Channel, scale: float) -> ChannelCode:
-    gain = float(np.float32(1 / (channel.std * scale)))
-    return ChannelCode(channel.name, channel.unit, float(np.float32(channel.mean)), gain)
+    return _code(channel, 1 / max(channel.std * scale, 1e-300))
 
 
 def _output_code(channel: Channel, scale: float) -> ChannelCode:
-    return ChannelCode(
-        channel.name, channel.unit, float(np.float32(channel.mean)), float(np.float32(channel.std * scale))
-    )
+    return _code(channel, channel.std * scale)
+
+
+def _code(channel: Channel, gain: float) -> ChannelCode:
+    with np.errstate(over="ignore"):
+        mean, gain = float(np.float32(channel.mean)), float(np.float32(gain))
+    if not (math.isfinite(mean) and np.finfo(np.float32).tiny <= gain < math.inf):
+        raise BadInput("mean or standard deviation is beyond float32", channel.name, "use a unit of another size")
+    return ChannelCode(channel.name, channel.unit, mean, gain)
 
 
 def _feedback_code(forecaster: Forecaster, pair: tuple[int, int], y_scale: float, x_scale: float) -> FeedbackCode:

@@ -11,11 +11,9 @@ from typing import TypeAlias
 import numpy as np
 
 from edgetqs import fixedpoint as fp
+from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import Integers
-from edgetqs.integer import IntegerDense, IntegerModel, IntegerRecurrent, Matrix
-
-#: Slopes of the hard sigmoids, by the names of ``model.ACTIVATIONS``.
-HARD_SLOPES = {"hard_sigmoid_keras2": "0.2", "hard_sigmoid_keras3": "1/6"}
+from edgetqs.integer import HARD_SLOPES, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 
 #: One tuple a layer, as in ``rollout.State``.
 State: TypeAlias = tuple[tuple[Integers, ...], ...]
@@ -168,7 +166,9 @@ def next_input(model: IntegerModel, x: Integers, y: Integers, future: Integers |
     """The closed loop's next input, as ``rollout.next_input``, in integers."""
     following = np.array(np.broadcast_to(x, (*y.shape[:-1], x.shape[-1])))
     known = list(model.feedback.known)
-    if known and future is not None:
+    if known:
+        if future is None:
+            raise BadInput("inputs known ahead need their future values", model.name)
         following[..., known] = future[..., known]
     for code in model.loop:
         moved = (y[..., code.source] * code.multiplier + code.offset + (1 << (code.shift - 1))) >> code.shift
@@ -191,6 +191,8 @@ def closed_loop(
 def encode(model: IntegerModel, x: np.ndarray) -> Integers:
     """Physical inputs (..., inputs) to int16, in the float32 arithmetic of the generated C."""
     value = np.asarray(x, np.float32)
+    if not np.isfinite(value).all():
+        raise BadInput("a sample is not a finite number", model.name, "leave such samples out, as the firmware does")
     mean = np.array([c.mean for c in model.inputs], np.float32)
     gain = np.array([c.gain for c in model.inputs], np.float32)
     with np.errstate(over="ignore"):

@@ -18,8 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgetqs.fixedpoint import HARD_SIGMOID_SIXTH, TANH_SCALE, UNIT_SCALE
 from edgetqs.flatbuffer import AlignedBuffer, SharedQuantization, pack
-from edgetqs.integer import IntegerDense, IntegerModel, IntegerRecurrent, Matrix
-from edgetqs.reference import HARD_SLOPES
+from edgetqs.integer import HARD_SLOPES, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 
 Item = TypeVar("Item")
 

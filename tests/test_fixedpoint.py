@@ -209,8 +209,8 @@ def test_rescale_equals_litert_for_every_input(bits):
 
 
 def test_hard_sigmoid_constants():
-    assert fp.HARD_SIGMOID_SIXTH == round(2**17 / 6)
-    assert fp.HARD_SIGMOID_MANTISSA == quantized_multiplier(5.0)[0]
+    assert round(2**17 / 6) == fp.HARD_SIGMOID_SIXTH
+    assert quantized_multiplier(5.0)[0] == fp.HARD_SIGMOID_MANTISSA
 
 
 @pytest.mark.parametrize(("slope", "value"), [("0.2", 1 / 5), ("1/6", 1 / 6)])

@@ -13,6 +13,7 @@ from edgetqs import project
 from edgetqs.errors import BadInput
 from edgetqs.model import Channel, Feedback, Forecaster
 from edgetqs.project import Project, guess, load_project, read_data, suggest
+from edgetqs.quantizer import ROUNDINGS
 from edgetqs.read import read_model
 
 #: Three inputs x0 x1 x2, two outputs y0 y1.
@@ -186,7 +187,7 @@ def test_mistakes_in_a_scaling(folder, scaling, said):
         ("[rollout]\nhorizon = true", "rollout.horizon: must be a int, not True"),
         ("[rollout]\nsteps = 3", "rollout.steps: unknown key"),
         ("[build]\ngranularity = 'weight'", "build.granularity: must be one of layer, tensor, gate, not 'weight'"),
-        ("[build]\nrounding = 'up'", "build.rounding: must be one of nearest, trajectory, not 'up'"),
+        ("[build]\nrounding = 'up'", f"build.rounding: must be one of {', '.join(ROUNDINGS)}, not 'up'"),
         ("[build]\nflash_budget = 0", "build.flash_budget: must be at least 1, not 0"),
         ("[build]\nflash_budget = '64K'", "build.flash_budget: must be a int, not '64K'"),
         ("[data]\nfile = 3", "data.file: must be a str, not 3"),
@@ -205,6 +206,11 @@ def test_mistakes_in_a_scaling(folder, scaling, said):
 )
 def test_mistakes_are_named_by_key_path(folder, text, said):
     assert mistakes(folder, text) == [said]
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_rounding_may_be_asked_for(folder, rounding):
+    assert loaded(folder, f"[build]\nrounding = '{rounding}'").rounding == rounding
 
 
 def test_unknown_output_names_what_there_is(folder):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from models import KINDS, mixed, random_dense, random_forecaster, uniform
 
+from edgetqs import distill, reference
 from edgetqs import fixedpoint as fp
-from edgetqs import reference
 from edgetqs.errors import BadInput, Unsupported
+from edgetqs.evaluate import forecast_float, forecast_integer, synthetic_cases
 from edgetqs.integer import ACCUMULATOR_LIMIT, IntegerModel, Matrix
 from edgetqs.model import Activation, Bidirectional, Forecaster, RepeatVector, Reshape, frozen
 from edgetqs.observe import observe
@@ -18,6 +19,7 @@ from edgetqs.rollout import feedback_affine
 from edgetqs.rounding import limit
 from edgetqs.units import Block, blocks
 
+QUICK = ("nearest", "trajectory")
 WIDTHS = [
     pytest.param(lambda f: uniform(f, 8), id="int8"),
     pytest.param(lambda f: uniform(f, 4), id="int4"),
@@ -51,13 +53,9 @@ def widest_input(matrix: Matrix) -> np.ndarray:
     return np.where(sign < 0, -32768, 32767 * sign)
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_requantize_exactly_and_keep_their_width(kind, widths, rounding):
-    forecaster = random_forecaster(kind, 7, 3, 2, gain=1.5)
-    chosen = widths(forecaster)
-    for layer, tensor, matrix in quantize(forecaster, chosen, rounding).matrices():
+def assert_exact(model: IntegerModel, chosen: dict[Block, int]) -> None:
+    """Rows requantize by odd multipliers without any rounding of scales; weights stay within their width and use it."""
+    for layer, tensor, matrix in model.matrices():
         assert matrix.widths == tuple(chosen[Block(layer, tensor, gate)] for gate in range(len(matrix.widths)))
         limits = np.repeat([limit(width) for width in matrix.widths], matrix.gate_rows)
         largest = np.abs(matrix.weights.astype(int)).max(axis=1)
@@ -75,7 +73,32 @@ def test_rows_requantize_exactly_and_keep_their_width(kind, widths, rounding):
             assert (single.dtype, Fraction(float(single))) == (np.float32, exact)
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_requantize_exactly_and_keep_their_width(kind, widths, rounding):
+    forecaster = random_forecaster(kind, 7, 3, 2, gain=1.5)
+    chosen = widths(forecaster)
+    assert_exact(quantize(forecaster, chosen, rounding), chosen)
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_rounding_keeps_the_grid(kind, feedback, monkeypatch):
+    monkeypatch.setattr(distill, "STEPS", 12)
+    forecaster = random_forecaster(kind, 4, 3, 2, feedback=feedback)
+    chosen = mixed(forecaster)
+    observations = observe(forecaster)
+    model, before = (quantize(forecaster, chosen, r, observations=observations) for r in ("learned", "trajectory"))
+    assert_exact(model, chosen)
+    for a, b in zip(matrices(model), matrices(before), strict=True):
+        assert np.array_equal(a.scales, b.scales)
+        assert (a.accumulator_bound() <= ACCUMULATOR_LIMIT).all()
+    assert matrices(model)[-1].reach() <= 32767
+    assert model.rounding == "learned"
+
+
+@pytest.mark.parametrize("rounding", QUICK)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_input_exceeds_the_accumulator_bound(kind, rounding):
     for matrix in matrices(quantized(random_forecaster(kind, 9, 4, 2, gain=3), 8, rounding)):
@@ -108,7 +131,7 @@ def test_nearest_weights_lie_within_half_a_step(width):
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_hidden_state_clips_a_dense_output(seed, width, rounding, activation):
@@ -120,7 +143,7 @@ def test_no_hidden_state_clips_a_dense_output(seed, width, rounding, activation)
     assert np.abs(values).max() > 32767 / 4  # and the range is used
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 def test_dense_weights_that_all_round_up_do_not_clip(rounding):
     forecaster = random_forecaster("gru", 32, 2, 1, layers=1)
     row = np.full((1, 1, 32), 0.55)
@@ -183,7 +206,7 @@ def test_cell_scale_holds_twice_what_rollouts_reach(peak, bits):
     assert model.layers[0].cell_bits == bits
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("bias", [0.0, 0.37, -3.0, 1e-6])
 def test_rows_of_zeros_give_their_bias(bias, width, rounding):
@@ -197,7 +220,7 @@ def test_rows_of_zeros_give_their_bias(bias, width, rounding):
     assert np.abs(got - np.float32(bias)).max() <= layer.z_scale / 2 + abs(bias) * 2**-28
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 @pytest.mark.parametrize("kind", KINDS)
 def test_model_of_zeros(kind, rounding):
     forecaster = random_forecaster(kind, 3, 2, 1, layers=1, gain=0)
@@ -208,7 +231,7 @@ def test_model_of_zeros(kind, rounding):
     assert y.ravel().tolist() == [round(float(expected))] * 3
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 def test_gru_joins_the_biases_that_are_only_added(rounding):
     forecaster = random_forecaster("gru", 5, 3, 1, layers=1)
     layer = forecaster.layers[0]
@@ -224,15 +247,19 @@ def test_gru_joins_the_biases_that_are_only_added(rounding):
 @pytest.mark.parametrize("kind", KINDS)
 def test_trajectory_rounding_errs_less_than_nearest(kind):
     forecaster = random_forecaster(kind, 16, 3, 2)
-    deviation = {rounding: one_step_error(forecaster, quantized(forecaster, 4, rounding)) for rounding in ROUNDINGS}
-    assert deviation["trajectory"] < deviation["nearest"]
+    error = {rounding: rollout_error(forecaster, quantized(forecaster, 4, rounding)) for rounding in QUICK}
+    assert error["trajectory"] < error["nearest"]
 
 
-def one_step_error(forecaster: Forecaster, model: IntegerModel) -> float:
-    from edgetqs.evaluate import forecast_float, forecast_integer, synthetic_cases
+def test_learned_rounding_errs_less_than_trajectory():
+    forecaster = random_forecaster("lstm", 8, 3, 1, layers=1)
+    error = {rounding: rollout_error(forecaster, quantized(forecaster, 4, rounding)) for rounding in ROUNDINGS[1:]}
+    assert error["learned"] < error["trajectory"]
 
-    cases = synthetic_cases(forecaster, 4)
-    return float(np.mean((forecast_integer(model, cases, 4) - forecast_float(forecaster, cases, 4)) ** 2))
+
+def rollout_error(forecaster: Forecaster, model: IntegerModel) -> float:
+    cases = synthetic_cases(forecaster, 8)
+    return float(np.mean((forecast_integer(model, cases, 8) - forecast_float(forecaster, cases, 8)) ** 2))
 
 
 def test_channels_and_feedback_carry_the_scaling():
@@ -270,6 +297,17 @@ def test_feedback_between_scalings_too_different_is_refused(std, mean):
         quantized(far, observations=observe(forecaster))
 
 
+@pytest.mark.parametrize(("mean", "std"), [(1e39, 1), (0, 1e-45), (0, 1e-320), (0, 1e60), (0, 1e300)])
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+@pytest.mark.filterwarnings("error")
+def test_scalings_beyond_float32_are_refused(side, mean, std):
+    forecaster = random_forecaster("rnn", 2, 2, 2, layers=1, feedback=False)
+    first, *rest = getattr(forecaster, side)
+    far = replace(forecaster, **{side: (replace(first, mean=mean, std=std), *rest)})
+    with pytest.raises(BadInput, match=first.name):
+        quantized(far)
+
+
 def test_same_input_same_integers():
     forecaster = random_forecaster("lstm", 6, 3, 1)
     first, second = quantized(forecaster), quantized(forecaster, observations=observe(forecaster))
@@ -293,7 +331,7 @@ def test_integers_are_read_only():
         (1, "bias", 1e12, "lstm_1"),
     ],
 )
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", QUICK)
 def test_weights_too_large_are_refused_by_layer(index, tensor, value, where, rounding):
     forecaster = with_rows(random_forecaster("lstm", 4, 2, 2, feedback=False), index, tensor, (0, 1), value)
     with pytest.raises(BadInput, match=where):

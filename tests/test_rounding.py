@@ -1,8 +1,17 @@
 """Rounding a matrix: nearest, clipped scales, and errors made up for along trajectories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from models import KINDS, random_forecaster, uniform
 
+from edgetqs import distill
+from edgetqs.bptt import Tape
+from edgetqs.distill import dequantized, learn
+from edgetqs.model import Forecaster
+from edgetqs.quantizer import quantize
+from edgetqs.rollout import cells, closed_loop, run, zero_state
 from edgetqs.rounding import CLIPS, clip_scales, damped, limit, nearest, trajectory
 
 ROWS, COLUMNS = 12, 10
@@ -136,3 +145,71 @@ def test_clip_scales_never_err_more_than_the_full_scale(width):
     assert (centred(clipped) <= centred(scales) + damping).all()
     if width == 4:
         assert (ratio < 1).any()
+
+
+# ---- Learned rounding ----
+
+
+def forecast(forecaster: Forecaster, stack, history: np.ndarray, future: np.ndarray) -> np.ndarray:
+    y, state = run(stack, zero_state(stack, (len(history),)), history)
+    if forecaster.feedback.pairs:
+        y, _ = closed_loop(forecaster, stack, state, history[:, -1], y[:, -1], future.shape[1], future)
+    return y
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, {}) for kind in KINDS]
+    + [("lstm", {"gate": "hard_sigmoid_keras2"}), ("gru", {"activation": "tanh"}), ("gru", {"scaled": True})],
+)
+def test_gradients_equal_finite_differences_of_the_rollout(kind, options, feedback):
+    forecaster = random_forecaster(kind, 3, 3, 2, feedback=feedback, **options)
+    rng = np.random.default_rng(0)
+    history, future = rng.normal(size=(4, 5, 3)), rng.normal(size=(4, 6, 3))
+    stack = cells(forecaster)
+    tape = Tape(forecaster, stack)
+    outputs = tape.forecast(history, future)
+    np.testing.assert_allclose(outputs, forecast(forecaster, stack, history, future), rtol=0, atol=1e-13)
+    weight = rng.normal(size=outputs.shape)
+    gradients = tape.backward(weight)
+    names = {(k, name) for k, layer in enumerate(forecaster.layers) for name in (*layer.tensors, "bias")}
+    assert names <= set(gradients)
+    for (index, name), gradient in gradients.items():
+        values = getattr(stack[index], name)  # ([inputs,] gates * units)
+        assert gradient.shape == getattr(forecaster.layers[index], name).shape
+        if kind == "gru_reset_before" and name == "recurrent_bias":
+            continue
+        direction = rng.normal(size=values.shape)
+        sides = []
+        for step in (1e-6, -1e-6):
+            moved = replace(stack[index], **{name: values + step * direction})
+            sides.append(
+                np.sum(weight * forecast(forecaster, (*stack[:index], moved, *stack[index + 1 :]), history, future))
+            )
+        along = np.sum(gradient * direction.T.reshape(gradient.shape))
+        assert along == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-6, abs=1e-7)
+
+
+def test_learning_is_never_worse_and_repeatable(monkeypatch):
+    monkeypatch.setattr(distill, "STEPS", 20)
+    forecaster = random_forecaster("gru", 4, 2, 1, layers=1)
+    model = quantize(forecaster, uniform(forecaster, 4), "trajectory")
+    student = dequantized(forecaster, model)
+    grids = {
+        (index, tensor): distill.Grid(
+            matrix.scales.astype(float).reshape(len(matrix.widths), -1),
+            np.full((len(matrix.widths), matrix.gate_rows), 7.0),
+        )
+        for index, tensor, matrix in model.matrices()
+    }
+    first, second = (learn(forecaster, student, grids) for _ in range(2))
+    for a, b in zip(first.layers, second.layers, strict=True):
+        assert np.array_equal(a.kernel, b.kernel)
+        assert np.array_equal(a.bias, b.bias)
+    held_out = distill._Lesson.of(forecaster, 24, distill.HELD_OUT, 4)
+    assert held_out.error(first) <= held_out.error(student)
+    for (index, tensor), grid in grids.items():
+        integers = getattr(first.layers[index], tensor) / grid.scales[..., None]
+        np.testing.assert_allclose(integers, np.rint(integers), atol=1e-9)
+        assert np.abs(integers).max() <= 7 + 1e-9

@@ -153,7 +153,8 @@ def toml(model: str, note: str, mean: NDArray, std: NDArray) -> str:
             text += f'\n[[{kind}]]\nname = "{name}"\nunit = "{unit}"\nmean = {mean[i]}\nstd = {std[i]}\n'
             text += f'role = "{role}"  # {meaning}\n' if kind == "input" else ""
     text += f'\n[rollout]\nhorizon = {HORIZON}  # hours\n\n[data]\nfile = "weather.csv"\n'
-    return text + '\n[build]\ntarget = "cortex-m4"\n'
+    text += '\n[build]\ntarget = "cortex-m4"\n'
+    return text + "flash_budget = 21000  # bytes for the whole image; with more, all weights are int8\n"
 
 
 def main() -> None:
