@@ -31,8 +31,10 @@ from edgetqs.trajectories import synthesise
 from edgetqs.units import Block, blocks
 from edgetqs.write_tflite import write_tflite
 
-#: How often a plan is tightened when the linked image is a few bytes over what was computed.
-_TIGHTENINGS = 4
+#: How often a plan is made again with what its linked image leaves for weights.
+_ATTEMPTS = 5
+#: Plans on the Pareto front.
+POINTS = 12
 
 Progress = Callable[[str], None]
 
@@ -66,6 +68,10 @@ class _Context:
 
     def integers(self, widths: Mapping[Block, int]) -> IntegerModel:
         return quantize(self.forecaster, widths, self.rounding, observations=self.observations)
+
+    def sized(self, widths: Mapping[Block, int]) -> IntegerModel:
+        """A stand-in of the same size, quickly made."""
+        return quantize(self.forecaster, widths, "nearest", observations=self.observations)
 
 
 def build(project: Project, target_name: str, out: Path, options: Options = Options(), progress: Progress = print):
@@ -216,7 +222,7 @@ def _measure(context: _Context, widths: tuple[int, ...] = (4, 8)) -> int:
     if context.target.kind != "bare":
         return 0  # the budget of a Linux program counts the model's constants only
     mixed = {block: widths[k % len(widths)] for k, block in enumerate(blocks(context.forecaster))}
-    model = context.integers(mixed)
+    model = context.sized(mixed)
     with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
         work = Path(scratch)
         sources = _emit(context, model, "0" * 16, work / "src")
@@ -233,20 +239,20 @@ def _measure(context: _Context, widths: tuple[int, ...] = (4, 8)) -> int:
     return overhead
 
 
-def _plan(context: _Context, overhead: int, options: Options, shrink: int = 0) -> Plan:
+def _plan(context: _Context, overhead: int, options: Options) -> Plan:
     kernels = context.target.cpu.kernels
     if options.plan_file:
         return planner.read_plan(options.plan_file, context.forecaster, context.scores, kernels)
     if context.flash_budget == 0:
-        return planner.plan(context.forecaster, context.scores, None, kernels, points=12)
-    room = context.flash_budget - overhead - shrink
+        return planner.plan(context.forecaster, context.scores, None, kernels, points=POINTS)
+    room = context.flash_budget - overhead
     try:
-        return planner.plan(context.forecaster, context.scores, room, kernels, points=12)
+        return planner.plan(context.forecaster, context.scores, room, kernels, points=POINTS)
     except CheckFailed as error:
         smallest = planner.fixed(context.forecaster, context.scores, [4] * len(context.scores.units), kernels)
         overhead = _measure(context, (4,))  # without the int8 kernels
         needed = overhead + smallest.weight_bytes
-        if needed + shrink <= context.flash_budget:
+        if needed <= context.flash_budget:
             return replace(smallest, budget_bytes=context.flash_budget - overhead)
         raise CheckFailed(
             f"the image needs {needed} bytes of flash even with every weight at int4 ({overhead} for code and "
@@ -257,30 +263,72 @@ def _plan(context: _Context, overhead: int, options: Options, shrink: int = 0) -
         ) from error
 
 
-def _fit(context: _Context, chosen: Plan, options: Options) -> tuple[IntegerModel, images.Sources, Plan]:
-    """Quantize, emit and link; where the image is over the budget by padding, plan again."""
-    over = 0
-    for _ in range(_TIGHTENINGS):
-        model = context.integers(chosen.widths())
-        sources = _emit(context, model, chosen.hash, context.folder / "src")
-        work = context.folder / "obj"
-        image = images.link_ample(context.target, sources, work, context.folder / "firmware.elf")
-        size = elf.flash_bytes(image) if context.target.kind == "bare" else chosen.weight_bytes
-        excess = size - context.flash_budget if context.flash_budget else 0
+def _settle(context: _Context, chosen: Plan, options: Options) -> Plan:
+    """The best plan whose linked image fits.
+
+    The first plan rests on code measured with other widths, so the image is
+    linked and the plan made again with what the image really leaves for
+    weights, until nothing is gained. Sizes do not depend on the rounding, so
+    the quickest one serves.
+    """
+    if context.flash_budget == 0:
+        return chosen
+    if not options.plan_file and chosen.int8_bytes < context.flash_budget:
+        # Without int4 weights the int4 kernels are not linked, which may be all that it takes.
+        int8 = planner.fixed(context.forecaster, context.scores, [8] * len(chosen.units), chosen.kernels)
+        if _image_bytes(context, int8) <= context.flash_budget:
+            return replace(int8, budget_bytes=chosen.budget_bytes, front=chosen.front)
+    fitting: Plan | None = None
+    tried: set[str] = set()
+    for _ in range(_ATTEMPTS):
+        tried.add(chosen.hash)
+        size = _image_bytes(context, chosen)
+        excess = size - context.flash_budget
         if excess <= 0:
-            if context.target.kind == "bare":
-                images.link_application(context.target, sources, work, image)
-                firmware.write_binary(context.target, image, context.folder / "firmware.bin")
-                images.write_board(context.target, context.folder / "board")
-            return model, sources, chosen
+            fitting = chosen
+        room = context.flash_budget - (size - chosen.weight_bytes)
+        if options.plan_file and excess <= 0:
+            return chosen
+        try:
+            better = planner.plan(context.forecaster, context.scores, room, context.target.cpu.kernels, points=POINTS)
+        except CheckFailed:
+            break
         if options.plan_file:
-            fitting = _plan(context, size - chosen.weight_bytes, replace(options, plan_file=None))
-            wide = ", ".join(unit.unit for unit in fitting.units if unit.width == 8) or "none"
+            wide = ", ".join(unit.unit for unit in better.units if unit.width == 8) or "none"
             raise CheckFailed(
                 f"the image takes {size} bytes of flash, {excess} more than the budget of {context.flash_budget}",
                 str(options.plan_file),
                 f"a plan with these units at int8 would fit: {wide}",
             )
-        over += excess
-        chosen = _plan(context, size - chosen.weight_bytes, options, shrink=over)
-    raise CheckFailed(f"the image stays {excess} bytes over the budget", f"target {context.target.name}")
+        if better.hash in tried:
+            break
+        chosen = better
+    if fitting is None:
+        raise CheckFailed(f"the image stays {excess} bytes over the budget", f"target {context.target.name}")
+    return fitting
+
+
+def _fit(context: _Context, chosen: Plan, options: Options) -> tuple[IntegerModel, images.Sources, Plan]:
+    """Settle the plan, quantize, emit and link."""
+    chosen = _settle(context, chosen, options)
+    model = context.integers(chosen.widths())
+    sources, image = _emit_and_link(context, model, chosen)
+    if context.target.kind == "bare":
+        images.link_application(context.target, sources, context.folder / "obj", image)
+        firmware.write_binary(context.target, image, context.folder / "firmware.bin")
+        images.write_board(context.target, context.folder / "board")
+    return model, sources, chosen
+
+
+def _emit_and_link(context: _Context, model: IntegerModel, chosen: Plan) -> tuple[images.Sources, Path]:
+    sources = _emit(context, model, chosen.hash, context.folder / "src")
+    image = context.folder / "firmware.elf"
+    return sources, images.link_ample(context.target, sources, context.folder / "obj", image)
+
+
+def _image_bytes(context: _Context, chosen: Plan) -> int:
+    """What counts against the flash budget: the linked image, or for Linux programs the weights."""
+    if context.target.kind != "bare":
+        return chosen.weight_bytes
+    _, image = _emit_and_link(context, context.sized(chosen.widths()), chosen)
+    return elf.flash_bytes(image)

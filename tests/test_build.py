@@ -361,7 +361,7 @@ def test_an_infeasible_budget_names_the_smallest_that_would_do(tmp_path, unprove
     assert list(tmp_path.iterdir()) == []
     record = made(tmp_path / "out", project, "cortex-m0plus", flash_budget=smallest)
     assert {unit["width"] for unit in record["plan"]["units"]} == {4}
-    assert record["firmware"]["flash_bytes"] <= record["firmware"]["flash_budget_bytes"] == smallest
+    assert smallest - 4 < record["firmware"]["flash_bytes"] <= record["firmware"]["flash_budget_bytes"] == smallest
     assert record["firmware"]["fits"]
 
 
@@ -372,19 +372,26 @@ def squeezed(tmp_path_factory) -> dict[str, Any]:
     project = Project(random_forecaster("lstm", 24, 3, 2, layers=1, window=8), HORIZON)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(pipeline, "prove", lambda subject, file: UNPROVEN)
-        return made(tmp_path_factory.mktemp("squeezed") / "out", project, "cortex-m4", flash_budget=10_000)
+        return made(tmp_path_factory.mktemp("squeezed") / "out", project, "cortex-m4", flash_budget=8_700)
 
 
 def test_a_budget_in_between_is_used_and_kept(squeezed):
     assert {unit["width"] for unit in squeezed["plan"]["units"]} == {4, 8}
-    assert 9_000 < squeezed["firmware"]["flash_bytes"] <= squeezed["firmware"]["flash_budget_bytes"] == 10_000
+    assert 8_200 < squeezed["firmware"]["flash_bytes"] <= squeezed["firmware"]["flash_budget_bytes"] == 8_700
 
 
-@pytest.mark.xfail(strict=True, reason="the code is measured once, with more groups of rows than the plan then has")
 def test_what_a_budget_leaves_would_not_hold_one_more_unit_at_int8(squeezed):
-    left = 10_000 - squeezed["firmware"]["flash_bytes"]
+    left = 8_700 - squeezed["firmware"]["flash_bytes"]
     extra = {unit["bytes"] - 3 * 24 for unit in squeezed["plan"]["units"] if unit["width"] == 4}  # as much again
     assert left < min(extra)
+
+
+def test_int8_everywhere_is_taken_where_it_fits_without_the_int4_kernels(tmp_path, unproven):
+    needs("arm-none-eabi-gcc")
+    project = Project(random_forecaster("lstm", 24, 3, 2, layers=1, window=8), HORIZON)
+    size = made(tmp_path / "wide", project, "cortex-m4")["firmware"]["flash_bytes"]
+    again = made(tmp_path / "tight", project, "cortex-m4", flash_budget=size)
+    assert {unit["width"] for unit in again["plan"]["units"]} == {8}
 
 
 def test_the_project_s_budget_is_used_unless_another_is_given(tmp_path):

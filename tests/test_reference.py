@@ -10,6 +10,7 @@ from models import KINDS, mixed, random_dense, random_forecaster, uniform
 
 from edgetqs import fixedpoint as fp
 from edgetqs import reference, rollout
+from edgetqs.errors import BadInput
 from edgetqs.integer import IntegerModel, IntegerRecurrent, Matrix
 from edgetqs.model import Layer, frozen
 from edgetqs.observe import observe
@@ -148,8 +149,14 @@ def test_encode_rounds_halves_away_from_zero():
 
 def test_encode_clips():
     model = integers(inputs=1, outputs=1)
-    x = np.array([[-np.inf], [-1e30], [-8.1], [-8], [7.9999], [8], [1e30], [np.inf]])
+    x = np.array([[-3e38], [-1e30], [-8.1], [-8], [7.9999], [8], [1e30], [3e38]])
     assert reference.encode(model, x).ravel().tolist() == [-32768] * 4 + [32767] * 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_encode_refuses_what_the_firmware_refuses(value):
+    with pytest.raises(BadInput, match="not a finite number"):
+        reference.encode(integers(inputs=1, outputs=1), np.array([[0.0], [value]]))
 
 
 def test_encode_is_float32_arithmetic():
