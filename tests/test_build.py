@@ -225,6 +225,17 @@ def test_a_direct_forecaster_has_no_loop(builds):
     assert record["chain"]["details"]["application"] == "1 rows printed"
 
 
+@pytest.mark.xfail(strict=True, reason="app.c prints three decimals, and nothing of 2^32 and more")
+def test_the_firmware_prints_very_large_and_very_small_values(tmp_path):
+    channels = (Channel("large", std=1e11), Channel("small", std=1e-6))
+    one = replace(random_forecaster("rnn", 3, 2, 2, layers=1, window=4, known=False), inputs=channels, outputs=channels)
+    record = made(tmp_path / "out", Project(one, 3))
+    assert record["chain"]["application"] == "exact"
+    rows = [line.split("\t")[1:] for line in (tmp_path / "out" / "output.txt").read_text().splitlines()[4:7]]
+    assert all(1e8 < abs(float(large)) < 1e12 for large, _ in rows)
+    assert all(1e-9 < abs(float(small)) < 1e-5 for _, small in rows)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -244,16 +255,13 @@ def test_data_that_cannot_be_used(tmp_path, text, complaint):
 # --- the same bytes --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "target"), [("plain", "x86"), ("m4", "cortex-m4")])
-def test_same_input_same_bytes(tmp_path, builds, model_file, name, target):
+def test_same_input_same_bytes(tmp_path, builds, model_file):
     """Another folder, another process with other hashes, another umask: nothing of it shows."""
-    first = contents(builds(name)[1])
-    if name == "plain":
-        made(tmp_path / "b" / "other", Project(forecaster(), HORIZON))
-    else:
-        environment = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo"}
-        command = [sys.executable, "-m", "edgetqs", "build", model_file, "-q", "--target", target, "--out", "b/other"]
-        subprocess.run(command, env=environment, cwd=tmp_path, check=True, umask=0o77, stdout=subprocess.DEVNULL)
+    first = contents(builds("m4")[1])
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo"}
+    options = ["-q", "--target", "cortex-m4", "--out", "b/other"]
+    command = [sys.executable, "-m", "edgetqs", "build", str(model_file), *options]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, umask=0o77, stdout=subprocess.DEVNULL)
     again = contents(tmp_path / "b" / "other")
     assert first.keys() == again.keys()
     assert {"firmware.elf", "plan.json", "build.json", "src/model_glue.h", "golden/harness.in"} <= first.keys()
@@ -303,7 +311,7 @@ def test_a_build_survives_one_that_fails(finished):
     assert os.listdir(finished.parent) == ["out"]
 
 
-@pytest.mark.parametrize("stage", ["scoring", "planning", "proving", "rolling"])
+@pytest.mark.parametrize("stage", ["scoring", "planning", "proving"])
 def test_an_interrupted_build_leaves_nothing(tmp_path, stage):
     def interrupt(message: str) -> None:
         if message.startswith(stage):
