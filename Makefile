@@ -21,7 +21,7 @@ test: $(VENV)/test test-tools
 	$(BIN)/ruff format --check edgetqs tests tools
 	$(BIN)/ruff check edgetqs tests tools
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff format edgetqs tests tools
