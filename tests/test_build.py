@@ -225,7 +225,6 @@ def test_a_direct_forecaster_has_no_loop(builds):
     assert record["chain"]["details"]["application"] == "1 rows printed"
 
 
-@pytest.mark.xfail(strict=True, reason="app.c prints three decimals, and nothing of 2^32 and more")
 def test_the_firmware_prints_very_large_and_very_small_values(tmp_path):
     channels = (Channel("large", std=1e11), Channel("small", std=1e-6))
     one = replace(random_forecaster("rnn", 3, 2, 2, layers=1, window=4, known=False), inputs=channels, outputs=channels)

@@ -58,22 +58,31 @@ static void put_unsigned(uint32_t value, unsigned least_digits)
     }
 }
 
-/* Three decimals; values of a million and more without. */
+/* Three decimals; below a hundredth and from a million on with an exponent. */
 static void put_float(float value)
 {
+    unsigned up = 0;
+    unsigned down = 0;
     if (value < 0.0f) {
         board_putc('-');
         value = -value;
     }
-    if (value >= 4294967040.0f) {
-        board_puts("too large");
-    } else if (value >= 1000000.0f) {
-        put_unsigned((uint32_t)value, 1);
-    } else {
-        uint32_t thousandths = (uint32_t)(value * 1000.0f + 0.5f);
-        put_unsigned(thousandths / 1000u, 1);
-        board_putc('.');
-        put_unsigned(thousandths % 1000u, 3);
+    if (value >= 1000000.0f) {
+        for (; value >= 10.0f && up < 40u; ++up) {
+            value *= 0.1f;
+        }
+    } else if (value > 0.0f && value < 0.01f) {
+        for (; value < 1.0f && down < 46u; ++down) {
+            value *= 10.0f;
+        }
+    }
+    uint32_t thousandths = (uint32_t)(value * 1000.0f + 0.5f);
+    put_unsigned(thousandths / 1000u, 1);
+    board_putc('.');
+    put_unsigned(thousandths % 1000u, 3);
+    if (up + down > 0u) {
+        board_puts(down > 0u ? "e-" : "e");
+        put_unsigned(up + down, 1);
     }
 }
 
