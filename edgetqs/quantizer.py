@@ -41,7 +41,7 @@ Z_SCALES = (5 * 2.0**-14, 5 * 2.0**-13, 5 * 2.0**-12)
 Z_MARGIN = 1.5
 CELL_MARGIN = 2.0
 ROUNDINGS = ("nearest", "trajectory", "learned")
-_TODO = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
+_HINT = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
 
 
 def quantize(
@@ -99,15 +99,15 @@ def check_supported(forecaster: Forecaster) -> None:
     for layer in forecaster.layers:
         if isinstance(layer, Dense):
             if layer.activation not in ("linear", "relu", "tanh", "sigmoid"):
-                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _TODO)
+                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _HINT)
         elif isinstance(layer, RECURRENT):
             if layer.go_backwards:
                 raise Unsupported("go_backwards cannot run sample by sample", layer.name, "train it forwards")
             if layer.activation != "tanh":
-                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _TODO)
+                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _HINT)
             gate = getattr(layer, "recurrent_activation", "sigmoid")
             if gate not in ("sigmoid", *HARD_SLOPES):
-                raise Unsupported(f"recurrent_activation {gate!r} cannot be deployed yet", layer.name, _TODO)
+                raise Unsupported(f"recurrent_activation {gate!r} cannot be deployed yet", layer.name, _HINT)
         else:
             raise Unsupported(
                 f"a {type(layer).__name__} layer cannot run sample by sample",
