@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetqs import litert, reference
-from edgetqs.errors import CheckFailed, ToolMissing
+from edgetqs.errors import ToolMissing
 from edgetqs.fixedpoint import INT16_MAX, Integers
 from edgetqs.integer import IntegerModel
 from edgetqs.trajectories import synthetic_inputs
@@ -329,17 +329,6 @@ def _locate_litert(model: IntegerModel, file: TfliteFile, vectors: Golden, step:
         if other is not None and not np.array_equal(other, values):
             return describe(step, layer, what, other, values)
     return f"step {step}"
-
-
-def require_exact(links: dict[str, Link]) -> None:
-    """Raise ``CheckFailed`` naming the first difference of the first engine that differs."""
-    for engine, link in links.items():
-        if link.verdict == "differs":
-            raise CheckFailed(
-                f"{engine} does not compute the reference's integers: {link.detail}",
-                "chain",
-                "this is a defect of edgetqs: please report it with the build folder",
-            )
 
 
 def write_harness_input(folder: Path, content: bytes) -> None:
