@@ -15,6 +15,8 @@ from edgetqs.rollout import FUNCTIONS, Cell, Values, feedback_affine, zero_state
 
 #: Gradients by (layer index, field name), shaped as the field.
 Parameters = dict[tuple[int, str], Values]
+#: By field name, the factors whose products over all steps are its gradient.
+_Products = dict[str, tuple[Values, ...]]
 
 #: Derivatives of the elementwise functions, from their values.
 _SLOPES: dict[str, Callable[[Values], Values]] = {
@@ -34,7 +36,6 @@ class Tape:
         self.forecaster, self.stack = forecaster, stack
         self.steps: list[list[tuple]] = []  # per step, per layer: what its backward pass needs
         self.history = 0
-        self.sums: Parameters = {}
 
     def forecast(self, history: Values, future: Values) -> Values:
         state = [list(own) for own in zero_state(self.stack, (len(history),))]
@@ -71,10 +72,14 @@ class Tape:
         self.steps.append(tape)
         return x
 
-    def backward(self, gradient: Values) -> Parameters:
-        """``gradient`` (B, T, outputs) of the forecasts; summed parameter gradients."""
+    def backward(self, gradient: Values, *, apart: bool = False) -> Parameters:
+        """``gradient`` (B, T, outputs) of the forecasts; parameter gradients, summed over the trajectories.
+
+        ``apart`` keeps those of each trajectory apart, on a leading axis.
+        """
         closed = bool(self.forecaster.feedback.pairs)
         ahead: list[list[Values]] = [[] for _ in self.stack]  # gradients of each layer's state after the step
+        products: list[list[_Products]] = [[] for _ in self.stack]
         from_input: Values | None = None
         total = len(self.steps)
         for t in reversed(range(total)):
@@ -87,46 +92,62 @@ class Tape:
                     y_gradient[:, source] += gain * from_input[:, target]
             x_gradient = y_gradient
             for index in reversed(range(len(self.stack))):
-                x_gradient = self._layer_backward(index, self.steps[t][index], x_gradient, ahead)
+                x_gradient = self._layer_backward(index, self.steps[t][index], x_gradient, ahead, products[index])
             from_input = x_gradient if closed and t >= self.history else None
-        return {key: self._shaped(key, value) for key, value in self.sums.items()}
+        found: Parameters = {}
+        for index, steps in enumerate(products):
+            for name in steps[0]:
+                factors = [np.stack(parts, axis=1) for parts in zip(*(step[name] for step in steps), strict=True)]
+                value = _summed(factors, apart)
+                shape = getattr(self.stack[index].layer, name).shape
+                lead = value.shape[:1] if apart else ()
+                found[index, name] = value.reshape(*lead, *shape)
+        return found
 
-    def _layer_backward(self, index: int, entry: tuple, gradient: Values, ahead: list[list[Values]]) -> Values:
+    def _layer_backward(
+        self, index: int, entry: tuple, gradient: Values, ahead: list[list[Values]], products: list[_Products]
+    ) -> Values:
         one = self.stack[index]
         layer = one.layer
         if isinstance(layer, Dense):
             x, y = entry
             z = gradient * _SLOPES[layer.activation](y)
-            self._add(index, "kernel", x.T @ z)
-            self._add(index, "bias", z.sum(axis=0))
+            products.append({"kernel": (z, x), "bias": (z,)})
             return z @ one.kernel.T
         assert isinstance(layer, RECURRENT)
         h_gradient = gradient + ahead[index][0] if ahead[index] else gradient
         z_input, z_recurrent, source, rest = _BACKWARD[type(layer)](one, entry, h_gradient, ahead[index])
         x, h = entry[0], entry[1]
-        self._add(index, "kernel", x.T @ z_input)
-        self._add(index, "bias", z_input.sum(axis=0))
+        step: _Products = {"kernel": (z_input, x), "bias": (z_input,), "recurrent_kernel": (z_recurrent, h)}
         if isinstance(layer, Gru):
-            self._add(index, "recurrent_bias", z_recurrent.sum(axis=0))
-            units = h.shape[1]
-            new = slice(2 * units, None)
-            if not layer.reset_after:  # the candidate's rows saw r * h
-                parts = [h.T @ z_recurrent[:, : 2 * units], source.T @ z_recurrent[:, new]]
-                self._add(index, "recurrent_kernel", np.concatenate(parts, axis=1))
-                ahead[index] = rest
-                return z_input @ one.kernel.T
-        self._add(index, "recurrent_kernel", h.T @ z_recurrent)
-        ahead[index] = [rest[0] + z_recurrent @ one.recurrent_kernel.T, *rest[1:]]
+            step["recurrent_bias"] = (z_recurrent,)
+        if source is not None:  # the candidate's rows saw r * h, and ``rest`` is complete
+            step["recurrent_kernel"] = (z_recurrent, h, source)
+            ahead[index] = rest
+        else:
+            ahead[index] = [rest[0] + z_recurrent @ one.recurrent_kernel.T, *rest[1:]]
+        products.append(step)
         return z_input @ one.kernel.T
 
-    def _add(self, index: int, name: str, value: Values) -> None:
-        key = (index, name)
-        self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def _shaped(self, key: tuple[int, str], value: Values) -> Values:
-        """(inputs, gates * units) or (gates * units,) as the layer's field."""
-        shape = getattr(self.stack[key[0]].layer, key[1]).shape
-        return value.T.reshape(shape)
+def _summed(factors: list[Values], apart: bool) -> Values:
+    """(B, T, ...) factors of one parameter's gradient -> rows * columns (or rows) of it, summed over time.
+
+    One factor: a bias. Two: the outer products. Three: the last third of the rows belongs to the third factor.
+    """
+    rows = factors[0]
+    if not apart:
+        factors = [values.reshape(1, -1, values.shape[-1]) for values in factors]
+        rows = factors[0]
+    if len(factors) == 1:
+        value = rows.sum(axis=1)
+    elif len(factors) == 2:
+        value = rows.swapaxes(1, 2) @ factors[1]
+    else:
+        first = rows.shape[-1] // 3 * 2
+        parts = [rows[..., :first].swapaxes(1, 2) @ factors[1], rows[..., first:].swapaxes(1, 2) @ factors[2]]
+        value = np.concatenate(parts, axis=1)
+    return value if apart else value[0]
 
 
 def _lstm_forward(one: Cell, state: list[Values], x: Values) -> tuple[Values, tuple]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgetqs.bptt import Parameters, Tape
-from edgetqs.fixedpoint import INT16_MAX, Integers
+from edgetqs.bptt import Parameters
+from edgetqs.fixedpoint import INT16_MAX
 from edgetqs.integer import IntegerDense, IntegerLayer, IntegerModel, IntegerRecurrent, Matrix
+from edgetqs.lesson import Lesson
 from edgetqs.model import Forecaster, Gru, Layer, frozen
-from edgetqs.rollout import Cell, Values, cells, closed_loop, run, zero_state
+from edgetqs.rollout import Values
 from edgetqs.rounding import limit
-from edgetqs.trajectories import synthesise
 
 STEPS = 150
 BATCH = 24
@@ -35,8 +35,6 @@ WARM_UP = 20
 BIAS_RATE = 0.02
 #: Every so many steps the student is tried on the held-out trajectories.
 CHECK = 5
-#: No history longer than this is back-propagated.
-MOST_HISTORY = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,9 @@ def learn(
     ``student`` holds weights on the grids, by (layer index, tensor name). The
     result is never worse than it on the held-out trajectories.
     """
-    horizon = 24 if teacher.feedback.pairs else teacher.window
-    lesson = _Lesson.of(teacher, horizon, TRAINING, seed)
-    held_out = _Lesson.of(teacher, horizon, HELD_OUT, seed + 1)
+    horizon = Lesson.default_horizon(teacher)
+    lesson = Lesson.of(teacher, horizon, TRAINING, seed)
+    held_out = Lesson.of(teacher, horizon, HELD_OUT, seed + 1)
     rng = np.random.default_rng(seed)
 
     latent: Parameters = {}
@@ -190,46 +188,3 @@ class _Adam:
         mean = self.first[key] / (1 - 0.9 ** (number + 1))
         spread = self.second[key] / (1 - 0.99 ** (number + 1))
         return mean / (np.sqrt(spread) + 3 * np.sqrt(spread.mean()) + 1e-12)
-
-
-@dataclass(frozen=True, slots=True)
-class _Lesson:
-    """Histories (B, W, inputs), inputs that follow (B, T, inputs), the teacher's outputs (B, T, outputs)."""
-
-    history: Values
-    future: Values
-    answers: Values
-    spread: Values
-
-    @property
-    def count(self) -> int:
-        return len(self.history)
-
-    @staticmethod
-    def of(teacher: Forecaster, horizon: int, count: int, seed: int) -> _Lesson:
-        start = synthesise(teacher, horizon, count=count, seed=seed)
-        if not teacher.feedback.pairs:
-            return _Lesson(start.future, start.future[:, :0], start.reference, start.spread)
-        history = start.burn_in[:, -MOST_HISTORY:]
-        answers = _forecast(teacher, cells(teacher), history, start.future)
-        return _Lesson(history, start.future, answers, start.spread)
-
-    def error(self, student: Forecaster) -> float:
-        """Mean squared deviation in units of the spread."""
-        answers = _forecast(student, cells(student), self.history, self.future)
-        return float(np.mean(((answers - self.answers) / self.spread) ** 2))
-
-    def gradients(self, student: Forecaster, chosen: Integers) -> Parameters:
-        """Of the mean squared deviation, by (layer index, field), shaped as the field."""
-        stack = cells(student)
-        tape = Tape(student, stack)
-        outputs = tape.forecast(self.history[chosen], self.future[chosen])
-        deviation = (outputs - self.answers[chosen]) / self.spread
-        return tape.backward(2 * deviation / self.spread / deviation.size)
-
-
-def _forecast(forecaster: Forecaster, stack: tuple[Cell, ...], history: Values, future: Values) -> Values:
-    y, state = run(stack, zero_state(stack, (len(history),)), history)
-    if forecaster.feedback.pairs:
-        y, _ = closed_loop(forecaster, stack, state, history[:, -1], y[:, -1], future.shape[1], future)
-    return y

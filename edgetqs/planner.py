@@ -93,7 +93,7 @@ def plan(
     ``points`` asks for that many budgets' best plans besides, as the Pareto
     front. Raises ``CheckFailed`` with the smallest budget that would do.
     """
-    table = _Table.of(forecaster, scores, kernels)
+    table = Table.of(forecaster, scores, kernels)
     chosen = table.solve(budget_bytes)
     front: tuple[Point, ...] = ()
     if points:
@@ -111,7 +111,7 @@ def plan(
 
 def fixed(forecaster: Forecaster, scores: Score, widths: list[int], kernels: str) -> Plan:
     """A plan with these widths, one a unit of the scores."""
-    return _Table.of(forecaster, scores, kernels).planned(widths)
+    return Table.of(forecaster, scores, kernels).planned(widths)
 
 
 def read_plan(path: Path, forecaster: Forecaster, scores: Score, kernels: str) -> Plan:
@@ -158,7 +158,7 @@ def granularity_of(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
     """Bytes and predicted squared error of each unit (rows) at each width (columns)."""
 
     granularity: str
@@ -170,7 +170,7 @@ class _Table:
     fixed_bytes: int
 
     @staticmethod
-    def of(forecaster: Forecaster, scores: Score, kernels: str) -> _Table:
+    def of(forecaster: Forecaster, scores: Score, kernels: str) -> Table:
         every = units(forecaster, scores.granularity)
         stored = [
             [sum(_block_bytes(forecaster, b, width, kernels) for b in u.blocks) for width in WIDTHS] for u in every
@@ -179,7 +179,7 @@ class _Table:
             [entry.sensitivity * sum(_block_error(forecaster, b, width) for b in entry.unit.blocks) for width in WIDTHS]
             for entry in scores.units
         ]
-        return _Table(
+        return Table(
             scores.granularity,
             kernels,
             every,

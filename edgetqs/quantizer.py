@@ -8,18 +8,19 @@ rollouts with a margin. No data is needed.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
-from edgetqs import rounding as rnd
-from edgetqs.distill import distill
+from edgetqs.curvature import Curvature, curvature
+from edgetqs.distill import dequantized, distill
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE
 from edgetqs.integer import (
-    ACCUMULATOR_LIMIT,
     HARD_SLOPES,
     ChannelCode,
     FeedbackCode,
@@ -29,6 +30,8 @@ from edgetqs.integer import (
     IntegerRecurrent,
     Matrix,
 )
+from edgetqs.lesson import Lesson
+from edgetqs.matrices import Part, Style, matrices_along, nearest_matrices, read_only
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
 from edgetqs.rollout import feedback_affine
@@ -41,6 +44,12 @@ Z_SCALES = (5 * 2.0**-14, 5 * 2.0**-13, 5 * 2.0**-12)
 Z_MARGIN = 1.5
 CELL_MARGIN = 2.0
 ROUNDINGS = ("nearest", "trajectory", "learned")
+#: What ``trajectory`` rounding tries by rollout.
+STYLES = tuple(Style(damping, clip) for damping in (0.003, 0.02, 0.1) for clip in (False, True))
+#: Trajectories that the styles are tried on, others than those of the metrics.
+LESSON, LESSON_SEED = 192, 7
+#: Makes a layer's matrices of its parts.
+Rounder: TypeAlias = Callable[..., list[Matrix]]
 _HINT = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
 
 
@@ -50,12 +59,13 @@ def quantize(
     rounding: str = "trajectory",
     *,
     observations: tuple[Observation, ...] | None = None,
+    metrics: tuple[Curvature, ...] | None = None,
 ) -> IntegerModel:
     """The integer model with ``widths`` (4 or 8) for every block of weights.
 
-    ``observations`` may be given to save time when many plans are tried.
-    Raises ``Unsupported`` naming the layer for cells that have no exact
-    integer form, ``BadInput`` for weights too large to be computed.
+    ``observations`` and ``metrics`` may be given to save time when many plans
+    are tried. Raises ``Unsupported`` naming the layer for cells that have no
+    exact integer form, ``BadInput`` for weights too large to be computed.
     """
     if rounding not in ROUNDINGS:
         raise BadInput(f"unknown rounding {rounding!r}", todo=f"one of: {', '.join(ROUNDINGS)}")
@@ -65,19 +75,42 @@ def quantize(
     check_supported(forecaster)
     if observations is None:
         observations = observe(forecaster)
+    model = rounded(forecaster, widths, observations)
+    if rounding == "nearest":
+        return model
+    if metrics is None:
+        metrics = curvature(forecaster)
+    model = _follow(forecaster, widths, observations, metrics, model)
+    return distill(forecaster, model) if rounding == "learned" else replace(model, rounding=rounding)
+
+
+def rounded(
+    forecaster: Forecaster,
+    widths: Mapping[Block, int],
+    observations: tuple[Observation, ...],
+    metrics: tuple[Curvature, ...] | None = None,
+    style: Style | None = None,
+) -> IntegerModel:
+    """Rounded to nearest, or in one style along the trajectories."""
     x_scale = power_of_two_scale(forecaster.input_range)
     scale, layers = x_scale, []
     for index, (layer, seen) in enumerate(zip(forecaster.layers, observations, strict=True)):
+
+        def matrices(*parts: Part, index: int = index) -> list[Matrix]:
+            if style is None or metrics is None:
+                return nearest_matrices(parts)
+            return matrices_along(parts, metrics[index], style)
+
         made: IntegerLayer
         if isinstance(layer, Dense):
-            made = _dense(layer, scale, _widths(widths, index, "kernel", layer), seen, rounding)
+            made = _dense(layer, index, scale, widths, matrices)
             scale = made.output_scale
         else:
             assert isinstance(layer, RECURRENT)
-            made = _recurrent(layer, index, scale, widths, seen, rounding)
+            made = _recurrent(layer, index, scale, widths, seen, matrices)
             scale = UNIT_SCALE
         layers.append(made)
-    model = IntegerModel(
+    return IntegerModel(
         forecaster.name,
         tuple(layers),
         tuple(_input_code(channel, x_scale) for channel in forecaster.inputs),
@@ -88,10 +121,39 @@ def quantize(
         forecaster.feedback,
         tuple(_feedback_code(forecaster, pair, scale, x_scale) for pair in forecaster.feedback.pairs),
         forecaster.sequence_output,
-        rounding,
+        "nearest",
         forecaster.sha256,
     )
-    return distill(forecaster, model) if rounding == "learned" else model
+
+
+def _follow(
+    forecaster: Forecaster,
+    widths: Mapping[Block, int],
+    observations: tuple[Observation, ...],
+    metrics: tuple[Curvature, ...],
+    nearest: IntegerModel,
+) -> IntegerModel:
+    """The styles tried by rollout, nearest rounding among them: first for all layers, then a layer at a time.
+
+    So the result is never worse than nearest rounding on the lesson.
+    """
+    lesson = Lesson.of(forecaster, Lesson.default_horizon(forecaster), LESSON, LESSON_SEED)
+    models = [nearest]
+    for style in STYLES:
+        with contextlib.suppress(BadInput):  # a corrected bias that leaves its range: nearest rounding remains
+            models.append(rounded(forecaster, widths, observations, metrics, style))
+    errors = [lesson.error(dequantized(forecaster, model)) for model in models]
+    best, error = models[int(np.argmin(errors))], min(errors)
+    for index, layer in enumerate(best.layers):
+        for other in models:
+            if other.layers[index] is layer or output_scale(other.layers[index]) != output_scale(layer):
+                continue
+            layers = (*best.layers[:index], other.layers[index], *best.layers[index + 1 :])
+            trial = replace(best, layers=layers)
+            trial_error = lesson.error(dequantized(forecaster, trial))
+            if trial_error < error:
+                best, error = trial, trial_error
+    return best
 
 
 def check_supported(forecaster: Forecaster) -> None:
@@ -125,30 +187,8 @@ def _widths(widths: Mapping[Block, int], index: int, tensor: str, layer: Recurre
     return tuple(widths[Block(index, tensor, gate)] for gate in range(len(layer.gates)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One matrix to be quantized: its float rows by gate and what multiplies them."""
-
-    where: str
-    weights: Floats  # (gates, units, columns)
-    bias: Floats  # (gates, units)
-    widths: tuple[int, ...]
-    moments: tuple[Floats, ...]  # one a gate
-    input_scale: float
-    output_scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Rounded:
-    integers: np.ndarray  # (rows, columns)
-    multiplier: np.ndarray  # (rows,)
-    shift: np.ndarray  # (rows,)
-    scales: Floats  # (rows,)
-    bias: Floats  # (gates, units), corrected for the mean rounding error
-
-
 def _recurrent(
-    layer: Recurrent, index: int, scale: float, widths: Mapping[Block, int], seen: Observation, rounding: str
+    layer: Recurrent, index: int, scale: float, widths: Mapping[Block, int], seen: Observation, matrices: Rounder
 ) -> IntegerRecurrent:
     weights, recurrent_weights = (w.astype(np.float64) for w in (layer.kernel, layer.recurrent_kernel))
     bias = layer.bias.astype(np.float64)
@@ -165,44 +205,31 @@ def _recurrent(
     while CELL_MARGIN * seen.cell_peak > 2.0 ** (15 - cell_bits) and cell_bits > 3:
         cell_bits -= 1
 
-    recurrent_part = _Part(
-        f"{layer.name}/recurrent_kernel",
-        recurrent_weights,
-        recurrent_bias,
-        _widths(widths, index, "recurrent_kernel", layer),
-        seen.hidden_moments,
-        UNIT_SCALE,
-        z_scale,
+    kernel, recurrent = matrices(
+        Part(f"{layer.name}/kernel", weights, bias, _widths(widths, index, "kernel", layer), scale, z_scale),
+        Part(
+            f"{layer.name}/recurrent_kernel",
+            recurrent_weights,
+            recurrent_bias,
+            _widths(widths, index, "recurrent_kernel", layer),
+            UNIT_SCALE,
+            z_scale,
+        ),
     )
-    recurrent = _round(recurrent_part, rounding)
-    correction = recurrent.bias - recurrent_bias
-    stays = np.zeros_like(correction)
-    if kind == "gru_reset_after":
-        stays[2] = correction[2]  # the candidate's recurrent part is multiplied by the reset gate before the sum
-    input_part = _Part(
-        f"{layer.name}/kernel",
-        weights,
-        bias + correction - stays,
-        _widths(widths, index, "kernel", layer),
-        (seen.input_moments,) * len(layer.gates),
-        scale,
-        z_scale,
-    )
-    kernel = _round(input_part, rounding)
     return IntegerRecurrent(
         layer.name,
         kind,  # type: ignore[arg-type]
         layer.kernel.shape[1],
         layer.gates,
-        _matrix(input_part, kernel, kernel.bias),
-        _matrix(recurrent_part, recurrent, recurrent_bias + stays),
+        kernel,
+        recurrent,
         z_scale,
         getattr(layer, "recurrent_activation", "sigmoid"),
         cell_bits,
     )
 
 
-def _dense(layer: Dense, scale: float, widths: tuple[int, ...], seen: Observation, rounding: str) -> IntegerDense:
+def _dense(layer: Dense, index: int, scale: float, widths: Mapping[Block, int], matrices: Rounder) -> IntegerDense:
     weights, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
     bound = _bound(weights, bias, scale)
     if layer.activation in ("tanh", "sigmoid"):
@@ -210,84 +237,22 @@ def _dense(layer: Dense, scale: float, widths: tuple[int, ...], seen: Observatio
         output_scale = UNIT_SCALE
     else:
         product_scale = output_scale = power_of_two_scale(bound * 1.02)
-    part = _Part(f"{layer.name}/kernel", weights, bias, widths, (seen.input_moments,), scale, product_scale)
-    rounded = _round(part, rounding)
-    matrix = _matrix(part, rounded, rounded.bias)
+    own = _widths(widths, index, "kernel", layer)
+    (matrix,) = matrices(Part(f"{layer.name}/kernel", weights, bias, own, scale, product_scale))
     while layer.activation in ("linear", "relu") and matrix.reach() > INT16_MAX:  # rounding went past the float bound
         output_scale *= 2
-        matrix = replace(matrix, shift=_read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
+        matrix = replace(matrix, shift=read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
     return IntegerDense(layer.name, matrix, layer.activation, output_scale)  # type: ignore[arg-type]
+
+
+def output_scale(layer: IntegerLayer) -> float:
+    """The scale of what a layer gives to the next."""
+    return layer.output_scale if isinstance(layer, IntegerDense) else UNIT_SCALE
 
 
 def _bound(weights: Floats, bias: Floats, input_scale: float) -> float:
     """The largest |W x + b| for any int16 x."""
     return float((np.abs(weights).sum(axis=-1) * (INT16_MAX + 1) * input_scale + np.abs(bias)).max())
-
-
-def _round(part: _Part, rounding: str) -> _Rounded:
-    _, units, columns = part.weights.shape
-    weights = part.weights.reshape(-1, columns)
-    limits = np.repeat([float(rnd.limit(width)) for width in part.widths], units)
-    scales = np.abs(weights).max(axis=1) / limits
-    # The bias is stored in steps of input_scale * scale and must leave room in an int32.
-    floor = np.abs(part.bias).reshape(-1) / (part.input_scale * 2.0**29)
-    if rounding == "nearest":
-        multiplier, shift, scales = _grid(np.maximum(scales, floor), part)
-        return _Rounded(rnd.nearest(weights, scales, limits), multiplier, shift, scales, part.bias)
-    integers, bias = np.zeros(weights.shape, np.int64), np.zeros_like(part.bias)
-    for gate, moments in enumerate(part.moments):
-        rows = slice(gate * units, (gate + 1) * units)
-        scales[rows] = rnd.clip_scales(weights[rows], np.maximum(scales[rows], 1e-30), limits[rows], moments)
-    multiplier, shift, scales = _grid(np.maximum(scales, floor), part)
-    for gate, moments in enumerate(part.moments):
-        rows = slice(gate * units, (gate + 1) * units)
-        integers[rows], bias[gate] = rnd.trajectory(weights[rows], part.bias[gate], scales[rows], limits[rows], moments)
-    return _Rounded(integers, multiplier, shift, scales, bias)
-
-
-def _grid(scales: Floats, part: _Part) -> tuple[np.ndarray, np.ndarray, Floats]:
-    """Row scales rounded up so that input_scale * scale / output_scale is m * 2^-n, m odd and below 2^15.
-
-    Then every engine requantizes alike. Rows of zeros take a scale that
-    leaves their bias 16 fractional bits.
-    """
-    ratio = part.input_scale / part.output_scale
-    wanted = np.maximum(scales * ratio, 2.0**-31)
-    wanted[scales < 1e-30] = 2.0**-16
-    mantissa, exponent = np.frexp(wanted)
-    multiplier = np.minimum(np.ceil(mantissa * 2**15).astype(np.int64) | 1, 2**15 - 1)
-    shift = 15 - exponent.astype(np.int64)
-    if (shift < 1).any():
-        raise BadInput("weights are too large for 16-bit activations", part.where, "check the trained model's scaling")
-    return multiplier, shift, multiplier * 2.0 ** -shift.astype(np.float64) / ratio
-
-
-def _matrix(part: _Part, rounded: _Rounded, bias: Floats) -> Matrix:
-    steps = np.rint(bias.reshape(-1) / (part.input_scale * rounded.scales)).astype(np.int64)
-    matrix = Matrix(
-        _read_only(rounded.integers, np.int8),
-        part.widths,
-        _read_only(rounded.scales, np.float32),
-        _read_only(rounded.multiplier, np.int64),
-        _read_only(rounded.shift, np.int64),
-        _read_only(steps, np.int64),
-        part.input_scale,
-        part.output_scale,
-    )
-    if not computable(matrix):
-        raise BadInput("weights or biases are too large for 32-bit sums", part.where, "check the trained model")
-    return matrix
-
-
-def computable(matrix: Matrix) -> bool:
-    """Whether every bias fits an int32, and every row's value before saturation, for any int16 input."""
-    return bool((np.abs(matrix.bias) <= ACCUMULATOR_LIMIT).all()) and matrix.reach() < 2**31
-
-
-def _read_only(values: np.ndarray, dtype: type) -> np.ndarray:
-    copy: np.ndarray = values.astype(dtype)
-    copy.setflags(write=False)
-    return copy
 
 
 def _input_code(channel: Channel, scale: float) -> ChannelCode:

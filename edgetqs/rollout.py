@@ -114,12 +114,12 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
         zr = slice(0, 2 * units)
         new = slice(2 * units, 3 * units)
         gates = FUNCTIONS[layer.recurrent_activation](
-            inputs[..., zr] + h @ one.recurrent_kernel[..., zr] + one.recurrent_bias[zr]
+            inputs[..., zr] + h @ one.recurrent_kernel[..., zr] + one.recurrent_bias[..., zr]
         )
         z, r = gates[..., :units], gates[..., units:]
         candidate: Values
         if layer.reset_after:
-            candidate = r * (h @ one.recurrent_kernel[..., new] + one.recurrent_bias[new])
+            candidate = r * (h @ one.recurrent_kernel[..., new] + one.recurrent_bias[..., new])
         else:
             candidate = (r * h) @ one.recurrent_kernel[..., new]
         h = z * h + (1 - z) * activation(inputs[..., new] + candidate)
