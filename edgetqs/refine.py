@@ -60,7 +60,7 @@ def refine(
     budget = plan.weight_bytes if plan.budget_bytes is None else plan.budget_bytes
     bench = Bench.of(forecaster, table, rounding, observations, metrics)
     start = tuple(unit.width for unit in plan.units)
-    pool = _Search(bench, table, min(budget, plan.int8_bytes)).run(start)
+    pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
     chosen = bench.choose([start, *pool])
     return replace(table.planned(list(chosen)), budget_bytes=plan.budget_bytes, front=plan.front)
 
@@ -146,7 +146,7 @@ class Bench:
         return replace(plain, **made)
 
 
-class _Search:
+class Search:
     """Starting plans from measured sensitivities, then swaps, remembering every rollout."""
 
     def __init__(self, bench: Bench, table: Table, budget: int) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, State, Values, next_input, step
+from edgetqs.rollout import Cell, State, Values, next_input, run, step, zero_state
 from edgetqs.trajectories import Trajectories, synthesise
 from edgetqs.units import Unit, norm, units, weights
 
@@ -45,6 +45,7 @@ class UnitScore:
     growth: tuple[float, ...]
     epsilon: float
     flag: str = ""
+    saturates: int = 0  # steps before the deviation at this eps reaches ``SATURATED`` of the spread
 
     @property
     def tqs(self) -> float:
@@ -85,18 +86,23 @@ def score(
     trajectories: int = 48,
     seed: int = 0,
     start: Trajectories | None = None,
+    perturb_burn_in: bool = False,
 ) -> Score:
     """The sensitivity of each unit of a streaming forecaster.
 
     Without feedback the trajectory is the recurrence over the window and
     ``horizon`` is ignored. ``start`` replaces the synthetic starting states,
-    for an audit with data. Raises ``BadInput`` for models that cannot stream.
+    for an audit with data. ``perturb_burn_in`` lets the perturbed weights run
+    the histories too, as a deployed model does. Raises ``BadInput`` for models
+    that cannot stream.
     """
     if not forecaster.feedback.pairs:
         horizon = forecaster.window
     if start is None:
         ahead = horizon + bool(forecaster.feedback.pairs)  # a closed loop's first output is already there
         start = synthesise(forecaster, ahead, count=trajectories, seed=seed, dtype=np.float32)
+    if perturb_burn_in and forecaster.feedback.pairs:
+        start = _from_reset(start)
     rng = np.random.default_rng(seed)
     reference, states, inputs = _reference(forecaster, start)
     states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
@@ -110,7 +116,7 @@ def score(
             measured.append((unit, np.zeros(len(reference)), 0.0, EPSILONS[0], "all weights are zero"))
             continue
         deltas = _directions(forecaster, unit, directions, rng)
-        growth, epsilon, flag, used = _plateau(forecaster, start, reference, unit, deltas, size)
+        growth, epsilon, flag, used = _plateau(forecaster, start, reference, unit, deltas, size, perturb_burn_in)
         tilted = _perturbed(start.stack, unit, deltas, epsilon * size)
         off = step(tilted, states, inputs.reshape(-1, inputs.shape[-1]))[0] - one_step
         local = float(np.mean((off / start.spread) ** 2)) / (epsilon * size) ** 2
@@ -124,8 +130,8 @@ def score(
         horizon,
         scored,
         tuple(
-            UnitScore(unit, float(growth[:scored].mean()), local, tuple(map(float, growth)), epsilon, flag)
-            for unit, growth, local, epsilon, flag in measured
+            UnitScore(unit, float(growth[:scored].mean()), local, tuple(map(float, growth)), epsilon, flag, steps)
+            for (unit, growth, local, epsilon, flag), steps in zip(measured, saturates, strict=True)
         ),
         tuple(float(value) for value in start.spread),
         len(start.reference),
@@ -152,12 +158,21 @@ def _reference(forecaster: Forecaster, start: Trajectories) -> tuple[Values, Sta
     return np.stack(outputs), states, np.stack(inputs)
 
 
-def _drive(forecaster: Forecaster, start: Trajectories, outputs: list[Values]):
-    """The input of each step; in a closed loop it reads the outputs appended meanwhile."""
+def _from_reset(start: Trajectories) -> Trajectories:
+    """The same histories with every rollout beginning where its history ends."""
+    outputs, state = run(start.stack, zero_state(start.stack, (len(start.x),)), start.burn_in)
+    return replace(start, state=state, x=start.burn_in[:, -1], y=outputs[:, -1])
+
+
+def _drive(forecaster: Forecaster, start: Trajectories, outputs: list[Values], first: Values | None = None):
+    """The input of each step; in a closed loop it reads the outputs appended meanwhile.
+
+    ``first`` is the last output of the history where it is not the reference's.
+    """
     if not forecaster.feedback.pairs:
         yield from np.moveaxis(start.future, -2, 0)
         return
-    x, y = start.x, start.y
+    x, y = start.x, start.y if first is None else first
     for k in range(start.future.shape[-2] - 1):
         x = next_input(forecaster, x, y, start.future[..., k, :])
         yield x
@@ -186,13 +201,21 @@ def _perturbed(stack: tuple[Cell, ...], unit: Unit, deltas: Sequence[Values], si
 
 
 def _growth(
-    forecaster: Forecaster, start: Trajectories, reference: Values, stack: tuple[Cell, ...], size: float
+    forecaster: Forecaster,
+    start: Trajectories,
+    reference: Values,
+    stack: tuple[Cell, ...],
+    size: float,
+    burn_in: bool,
 ) -> Values:
-    """G by step (T,) of one perturbed stack."""
+    """G by step (T,) of one perturbed stack, perturbed from reset on if ``burn_in``."""
     outputs: list[Values] = []
-    state = start.state
+    state, first = start.state, None
+    if burn_in and forecaster.feedback.pairs:
+        history, state = run(stack, zero_state(stack, (len(start.x),)), start.burn_in)
+        first = history[..., -1, :]
     growth = []
-    for t, x in enumerate(_drive(forecaster, start, outputs)):
+    for t, x in enumerate(_drive(forecaster, start, outputs, first)):
         y, state = step(stack, state, x)
         outputs.append(y)
         growth.append(np.mean(((y - reference[t]) / start.spread) ** 2))
@@ -200,13 +223,19 @@ def _growth(
 
 
 def _plateau(
-    forecaster: Forecaster, start: Trajectories, reference: Values, unit: Unit, deltas: list[Values], size: float
+    forecaster: Forecaster,
+    start: Trajectories,
+    reference: Values,
+    unit: Unit,
+    deltas: list[Values],
+    size: float,
+    burn_in: bool,
 ) -> tuple[Values, float, str, int]:
     """(growth, eps, flag, forward passes) at the first eps where G(eps) and G(eps/2) agree."""
     passes, best = 0, None
     for epsilon in EPSILONS:
         full, half = (
-            _growth(forecaster, start, reference, _perturbed(start.stack, unit, deltas, scale), scale)
+            _growth(forecaster, start, reference, _perturbed(start.stack, unit, deltas, scale), scale, burn_in)
             for scale in (epsilon * size, epsilon * size / 2)
         )
         passes += 2 * len(deltas[0]) * len(full) * reference.shape[1]

@@ -1,0 +1,288 @@
+"""make bench-plan: does the score predict, are the plans near the best possible, what does rounding buy?
+
+Every model of the suite is examined on its held-out data; tables go to the
+terminal, all figures to bench/plan.json, a picture to bench/plan.png.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts its threads
+
+import argparse
+import itertools
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import baselines
+import numpy as np
+import suite
+import tables
+from scipy.stats import spearmanr
+
+from edgetqs import planner
+from edgetqs.curvature import curvature
+from edgetqs.distill import dequantized
+from edgetqs.dynamics import dynamics
+from edgetqs.model import Dense, Forecaster, Lstm, frozen
+from edgetqs.observe import observe
+from edgetqs.planner import WIDTHS, Table
+from edgetqs.quantizer import quantize, rounded
+from edgetqs.refine import Bench, Search, refine
+from edgetqs.tqs import Score, score
+from edgetqs.units import blocks
+
+FRACTIONS = {"tensor": (0.15, 0.3, 0.45, 0.6, 0.75), "gate": (0.25, 0.5, 0.75)}
+RANDOM = 10
+ROUNDINGS = ("nearest", "trajectory")
+HERE = Path(__file__).resolve().parent
+
+
+class Study:
+    """One model with what its examinations share."""
+
+    def __init__(self, name: str) -> None:
+        self.member = suite.member(name)
+        self.forecaster, self.horizon = self.member.forecaster, self.member.horizon
+        self.held = self.member.held
+        self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster)
+        plain = {
+            w: rounded(self.forecaster, dict.fromkeys(blocks(self.forecaster), w), self.observations) for w in WIDTHS
+        }
+        self.errors = baselines.nearest_blocks(
+            self.forecaster, {w: dequantized(self.forecaster, model) for w, model in plain.items()}
+        )
+        self.scores = {g: score(self.forecaster, self.horizon, g) for g in FRACTIONS}
+
+    def deviation(self, widths: dict, rounding: str) -> float:
+        """Of the rollout on held-out data, in units of its spread, really quantized."""
+        model = quantize(self.forecaster, widths, rounding, observations=self.observations, metrics=self.metrics)
+        return float(np.sqrt(self.held.lesson.error(dequantized(self.forecaster, model))))
+
+    def costs(self, granularity: str, measured: np.ndarray) -> dict[str, np.ndarray]:
+        """Cost of each unit (rows) at int4 and int8 (columns), by method."""
+        forecaster, scores, lesson = self.forecaster, self.scores[granularity], self.held.lesson
+        units = tuple(entry.unit for entry in scores.units)
+        squared = baselines.weight_mse(units, self.errors)
+
+        def scored(values: Any) -> np.ndarray:
+            return np.array(list(values))[:, None] * squared
+
+        whole = score(forecaster, self.horizon, granularity, perturb_burn_in=True)
+        one = score(forecaster, 1, granularity, perturb_burn_in=True)
+        truth = self.held.truth[:, 0] if forecaster.feedback.pairs else self.held.truth
+        history = lesson.history.astype(np.float64)
+        return {
+            "weight MSE": squared,
+            "one-step output error": baselines.one_step(forecaster, units, self.errors),
+            "local score": scored(entry.local for entry in scores.units),
+            "TQS, burn-in, T=1": scored(entry.sensitivity for entry in one.units),
+            "TQS": scored(entry.sensitivity for entry in scores.units),
+            "TQS, burn-in, T": scored(entry.sensitivity for entry in whole.units),
+            "SQNR (data)": baselines.signal_to_noise(forecaster, units, self.errors, history),
+            "Hessian trace (data)": baselines.hessian_trace(forecaster, units, self.errors, history, truth),
+            "leave-one-out (data)": measured,
+        }
+
+
+def prediction(scores: Score, measured: np.ndarray, squared: np.ndarray) -> dict[str, Any]:
+    """Predicted against measured deviation of each unit quantized alone."""
+    predicted = np.sqrt(np.array([[e.sensitivity] for e in scores.units]) * squared)
+    found = np.sqrt(np.maximum(measured, 1e-20))
+    ratio = np.log(predicted / found)
+    return {
+        "rank": float(spearmanr(predicted.ravel(), found.ravel())[0]),
+        "rank_int4": float(spearmanr(predicted[:, 0], found[:, 0])[0]),
+        "ratio": float(np.exp(ratio.mean())),
+        "factor": float(np.exp(ratio.std())),
+        "flagged": [entry.unit.name for entry in scores.flagged],
+        "scored": scores.scored,
+        "units": [
+            {
+                "unit": entry.unit.name,
+                "predicted": predicted[k].tolist(),
+                "measured": found[k].tolist(),
+                "flag": entry.flag,
+                "saturates": entry.saturates,
+            }
+            for k, entry in enumerate(scores.units)
+        ],
+    }
+
+
+def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Deviation of every method's plan at each budget, and of the best plan there is."""
+    scores = study.scores[granularity]
+    table = Table.of(study.forecaster, scores, "dsp")
+    own = Bench.of(study.forecaster, table, rounding, study.observations, study.metrics)
+    held = replace(own, lesson=study.held.lesson)
+    low, high = (table.total([w] * len(table.units)) for w in WIDTHS)
+    every: list[tuple[int, ...]] = []
+    if granularity == "tensor":
+        every = list(itertools.product(WIDTHS, repeat=len(table.units)))
+        found = dict(zip(every, held.errors(every), strict=True))
+    rows = []
+    for fraction in FRACTIONS[granularity]:
+        budget = int(low + fraction * (high - low))
+        plans = {name: tuple(replace(table, errors=cost).solve(budget)) for name, cost in costs.items()}
+        start = planner.plan(study.forecaster, scores, budget, "dsp")
+        refined = refine(
+            study.forecaster, scores, start, rounding, observations=study.observations, metrics=study.metrics
+        )
+        plans["TQS, refined"] = tuple(unit.width for unit in refined.units)
+        plans["uniform int4"] = (4,) * len(table.units)
+        chance = [_random(table, budget, np.random.default_rng(k)) for k in range(RANDOM)]
+        if granularity == "tensor":
+            best = min(error for plan, error in found.items() if table.total(plan) <= budget)
+        else:
+            search = Search(held, table, budget)
+            search.measure([*plans.values(), *chance])
+            search.run(min(plans.values(), key=search.known.__getitem__))
+            found = search.known
+            best = min(error for plan, error in found.items() if search.fits(plan))
+        regret = {name: float(np.sqrt(found[plan] / best)) for name, plan in plans.items()}
+        regret["random"] = float(np.exp(np.mean([0.5 * np.log(found[plan] / best) for plan in chance])))
+        rows.append({"fraction": fraction, "bytes": budget, "best": float(np.sqrt(best)), "regret": regret})
+    int8 = float(np.sqrt(held.errors([(8,) * len(table.units)])[0]))
+    return [{**row, "uniform int8": int8} for row in rows]
+
+
+def _random(table: Table, budget: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """A random plan that cannot be widened further."""
+    plan = [4] * len(table.units)
+    for unit in rng.permutation(len(plan)):
+        plan[unit] = 8
+        if table.total(plan) > budget:
+            plan[unit] = 4
+    return tuple(plan)
+
+
+def rounding_table(study: Study) -> dict[str, float]:
+    """Deviation on held-out data with every weight at one width."""
+    return {
+        f"{rounding} int{width}": study.deviation(dict.fromkeys(blocks(study.forecaster), width), rounding)
+        for rounding in ("nearest", "trajectory", "learned")
+        for width in WIDTHS
+    }
+
+
+def granularities(study: Study) -> dict[str, Any]:
+    """Rollout RMSE at 65 % of the int8 weights' bytes over the float model's, by granularity."""
+    result: dict[str, Any] = {"float": study.held.rmse(study.forecaster)}
+    for granularity in ("layer", "tensor", "gate"):
+        scores = study.scores.get(granularity) or score(study.forecaster, study.horizon, granularity)
+        table = Table.of(study.forecaster, scores, "dsp")
+        smallest, largest = (table.total([w] * len(table.units)) for w in WIDTHS)
+        budget = max(int(0.65 * largest), smallest)
+        for rounding in ROUNDINGS:
+            plan = planner.plan(study.forecaster, scores, budget, "dsp")
+            plan = refine(
+                study.forecaster, scores, plan, rounding, observations=study.observations, metrics=study.metrics
+            )
+            model = quantize(
+                study.forecaster, plan.widths(), rounding, observations=study.observations, metrics=study.metrics
+            )
+            rmse = study.held.rmse(dequantized(study.forecaster, model))
+            result[f"{granularity} {rounding}"] = rmse / result["float"]
+        result["bytes"] = budget / largest
+    return result
+
+
+def examine(name: str) -> dict[str, Any]:
+    """All figures of one model."""
+    began = time.perf_counter()
+    study = Study(name)
+    result: dict[str, Any] = {"name": name, **study.member.about, "plans": {}, "prediction": {}}
+    for granularity in FRACTIONS:
+        scores = study.scores[granularity]
+        units = tuple(entry.unit for entry in scores.units)
+        measured = baselines.leave_one_out(study.forecaster, units, study.errors, study.held.lesson)
+        costs = study.costs(granularity, measured)
+        squared = costs["weight MSE"]
+        result["prediction"][granularity] = prediction(scores, measured, squared)
+        burnt = np.sqrt(costs["TQS, burn-in, T"])
+        found = np.sqrt(np.maximum(measured, 1e-20))
+        result["prediction"][granularity]["burn_in"] = {
+            "rank": float(spearmanr(burnt.ravel(), found.ravel())[0]),
+            "ratio": float(np.exp(np.log(burnt / found).mean())),
+            "factor": float(np.exp(np.log(burnt / found).std())),
+        }
+        result["plans"][granularity] = {r: compare(study, granularity, r, costs) for r in ROUNDINGS}
+    gates = study.scores["gate"]
+    result["amplification"] = {e.unit.name: float(np.sqrt(e.amplification)) for e in gates.units if e.local > 0}
+    result["rounding"] = rounding_table(study)
+    result["granularity"] = granularities(study)
+    found_dynamics = dynamics(study.forecaster, study.horizon)
+    loop = found_dynamics.closed_loop or found_dynamics.step_map
+    result["lyapunov"] = {"rollout": loop.mean[0], "step_map": found_dynamics.step_map.mean[0], "steps": loop.steps}
+    result["seconds"] = time.perf_counter() - began
+    return result
+
+
+def speed() -> dict[str, Any]:
+    """Two LSTM(128) layers per gate on one core: seconds to score and to refine."""
+    rng = np.random.default_rng(0)
+
+    def lstm(name: str, inputs: int, more: bool) -> Lstm:
+        square = np.stack([0.9 * np.linalg.qr(rng.normal(size=(128, 128)))[0] for _ in range(4)])
+        bias = rng.normal(0, 0.1, (4, 128)) + np.array([[0.0], [1], [0], [0]])
+        return Lstm(
+            name,
+            frozen(rng.normal(0, inputs**-0.5, (4, 128, inputs))),
+            frozen(square),
+            frozen(bias),
+            return_sequences=more,
+        )
+
+    base = suite.member(next(n for n in suite.names() if suite.member(n).forecaster.feedback.pairs)).forecaster
+    inputs, outputs = len(base.inputs), len(base.outputs)
+    dense = Dense("dense", frozen(rng.normal(0, 128**-0.5, (1, outputs, 128))), frozen(np.zeros((1, outputs))))
+    forecaster: Forecaster = replace(
+        base, name="wide", layers=(lstm("a", inputs, True), lstm("b", 128, False), dense), window=48
+    )
+    began = time.perf_counter()
+    scores = score(forecaster, 24, "gate")
+    scored = time.perf_counter()
+    observations, metrics = observe(forecaster), curvature(forecaster)
+    small = planner.plan(forecaster, scores, None, "dsp")
+    budget = (small.int4_bytes + small.int8_bytes) // 2
+    began_refining = time.perf_counter()
+    refine(
+        forecaster, scores, planner.plan(forecaster, scores, budget, "dsp"), observations=observations, metrics=metrics
+    )
+    return {
+        "score_seconds": scored - began,
+        "forward_passes": scores.forward_passes,
+        "metrics_seconds": began_refining - scored,
+        "refine_seconds": time.perf_counter() - began_refining,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help="names such as weather-1; all of the suite without")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args()
+    chosen = options.models or suite.names()
+    timing = speed()
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        results = []
+        for result in pool.map(examine, chosen):
+            results.append(result)
+            print(f"{result['name']}: {result['seconds']:.0f} s", flush=True)
+    figures = {"schema": 1, "kind": "edgetqs bench-plan", "models": results, "speed": timing}
+    figures["summary"] = tables.summarise(results)
+    (options.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    tables.show(figures)
+    tables.picture(figures, options.out / "plan.png")
+
+
+if __name__ == "__main__":
+    main()
