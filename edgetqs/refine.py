@@ -30,7 +30,7 @@ from edgetqs.tqs import Score
 from edgetqs.units import Block, blocks
 
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
-SEARCHED, JUDGED, SEED = 64, 192, 11
+SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
 WORK, MOST, FEWEST = 4e11, 1500, 200
