@@ -25,6 +25,12 @@ GRANULARITY = click.option(
 )
 TARGET = click.option("--target", metavar="NAME", help="Device, or a path to its .toml; see `edgetqs targets`.")
 BUDGET = click.option("--flash-budget", type=click.IntRange(min=1), metavar="BYTES", help="Flash for the whole image.")
+REFINE = click.option(
+    "--refine/--no-refine", default=True, help="Improve the plan by rolling out quantized candidates, or not. [refine]"
+)
+ROUNDING = click.option(
+    "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
+)
 HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="Steps to roll out. [24]")
 
 
@@ -167,6 +173,8 @@ def score(
 @click.option(
     "--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales alone."
 )
+@ROUNDING
+@REFINE
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.pass_obj
@@ -179,15 +187,15 @@ def plan(
     target: str | None,
     flash_budget: int | None,
     weight_budget: int | None,
+    rounding: str | None,
+    refine: bool,
     out: Path | None,
     force: bool,
 ) -> None:
     """Choose widths within the flash of a device, as `build` would, or within --weight-budget."""
     from edgetqs import show
-    from edgetqs.pipeline import Options, plan_image
-    from edgetqs.planner import plan as compute
+    from edgetqs.pipeline import Options, plan_image, plan_weights
     from edgetqs.target import load_target
-    from edgetqs.tqs import score as scores_of
 
     if flash_budget is not None and weight_budget is not None:
         raise BadInput("--flash-budget and --weight-budget exclude each other", todo="give one of them")
@@ -196,11 +204,15 @@ def plan(
     project = _project(output, model, config, horizon)
     name = _target_name(project, target)
     if weight_budget is None:
-        chosen = plan_image(project, name, Options(flash_budget, granularity), output.progress)
+        chosen = plan_image(project, name, Options(flash_budget, granularity, rounding, refine=refine), output.progress)
     else:
-        output.progress("scoring")
-        scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
-        chosen = compute(project.forecaster, scores, weight_budget, load_target(name).cpu.kernels, points=12)
+        chosen = plan_weights(
+            project,
+            load_target(name),
+            weight_budget,
+            Options(None, granularity, rounding, refine=refine),
+            output.progress,
+        )
     if out is not None:
         part = out.with_name(out.name + ".part")
         part.write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -218,9 +230,8 @@ def plan(
 @TARGET
 @BUDGET
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Use this plan, perhaps edited.")
-@click.option(
-    "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
-)
+@ROUNDING
+@REFINE
 @click.option(
     "--tflite", type=click.Choice(["both", "step", "sequence"]), default="both", help="Signatures of the .tflite file."
 )
@@ -236,6 +247,7 @@ def build(
     flash_budget: int | None,
     plan_file: Path | None,
     rounding: str | None,
+    refine: bool,
     tflite: str,
     out: Path | None,
     force: bool,
@@ -249,7 +261,7 @@ def build(
     name = _target_name(project, target)
     out = out or Path("build") / f"{project.forecaster.name}-{Path(name).stem}"
     signatures = ("step", "sequence") if tflite == "both" else (tflite,)
-    options = Options(flash_budget, granularity, rounding, plan_file, signatures, force)
+    options = Options(flash_budget, granularity, rounding, plan_file, refine, signatures, force)
     figures = run(project, name, out, options, output.progress)
     try:
         if output.as_json:

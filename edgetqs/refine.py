@@ -184,8 +184,8 @@ class Search:
             uniform = (base,) * self.count
             single = [(*uniform[:k], other, *uniform[k + 1 :]) for k in range(self.count)]
             (whole,), apart = self.measure([uniform]), np.array(self.measure(single))
-            gain = np.maximum(apart - whole if base == 8 else whole - apart, 0)
-            if np.isfinite(gain).all():
+            if np.isfinite([whole, *apart]).all():
+                gain = np.maximum(apart - whole if base == 8 else whole - apart, 0)
                 errors = np.stack([gain, np.zeros(self.count)], axis=1)
                 plans.append(tuple(replace(self.table, errors=errors).solve(self.budget)))
         if 2**self.count <= 256:
