@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from edgetqs.evaluate import MOST_STARTS, Cases, data_cases, forecast_float
 from edgetqs.model import RECURRENT, Dense, Gru, Lstm, SimpleRnn
 from edgetqs.project import Project, load_project, read_data
 
-MODELS = Path(__file__).parents[1] / "bench" / "models"
+BENCH = Path(__file__).parents[1] / "bench"
+MODELS = BENCH / "models"
 SUITE = json.loads((MODELS / "suite.json").read_text(encoding="utf-8"))
 NAMES = [row["model"] for row in SUITE]
 ROWS = {row["model"]: row for row in SUITE}
@@ -120,3 +122,31 @@ def test_same_as_keras(name: str) -> None:
     mean, std = (np.array([getattr(c, part) for c in forecaster.outputs]) for part in ("mean", "std"))
     expected = model(rollout.normalise(forecaster, history).astype(np.float32)).numpy()
     np.testing.assert_allclose((rollout.window(forecaster, history) - mean) / std, expected, atol=2e-5)
+
+
+def test_stretches_share_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    series = importlib.import_module("series")
+    made = series.cut(np.arange(40.0).reshape(2, 20, 1), slice(3, 5), slice(10, 14), place=1)
+    assert [piece[0, :, 0].tolist() for piece in made.training] == [
+        [0, 1, 2],
+        [5, 6, 7, 8, 9],
+        [14, 15, 16, 17, 18, 19],
+    ]
+    assert made.validation[:, 0].tolist() == [23, 24]
+    assert made.test[:, 0].tolist() == [30, 31, 32, 33]
+
+
+@pytest.mark.parametrize("system", ["glucose", "lorenz", "mackey", "oscillator", "tide"])
+def test_simulations_repeat(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    test = getattr(importlib.import_module("simulated"), system)().test
+    stored = np.load(MODELS / f"{system}.npz")["x"]
+    assert test.shape == stored.shape
+    if system not in ("lorenz", "mackey"):  # chaos: the last bit of another libm grows
+        np.testing.assert_allclose(test, stored, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
