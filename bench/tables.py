@@ -65,7 +65,7 @@ def show(figures: dict[str, Any]) -> None:
             r["parameters"],
             r["kind"],
             f"{r['rmse']:.4g} {r['rmse_unit']}",
-            f"{r['persistence']:.4g}",
+            f"{r['rmse_persistence']:.4g}",
             f"{r['gain_percent']:.0f} %",
         ]
         for r in results

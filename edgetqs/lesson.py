@@ -1,8 +1,8 @@
 """A lesson: trajectories of the float model that a quantized one should follow.
 
 The teacher runs a history from reset and continues it in closed loop, as the
-device does. Histories are of two kinds: synthetic ones, and stretches of the
-teacher's own closed loop, which look more like the data it was trained on.
+device does. Histories are synthetic ones, and stretches of the teacher's own
+closed loop, which look more like the data it was trained on.
 Rounding and refinement judge their candidates by how far these leave the
 teacher's outputs. No data is needed.
 """
@@ -49,8 +49,10 @@ class Lesson:
         if not teacher.feedback.pairs:
             start = synthesise(teacher, horizon, count=count, seed=seed)
             return Lesson.join([(start.future, start.future[:, :0], start.reference)], dtype)
-        start = synthesise(teacher, horizon, count=count // 2, seed=seed)
-        parts = [(start.burn_in[:, -MOST_HISTORY:], start.future), _own(teacher, horizon, count - count // 2, seed)]
+        third = count // 3
+        start = synthesise(teacher, horizon, count=count - 2 * third, seed=seed)
+        parts = [(start.burn_in[:, -MOST_HISTORY:], start.future)]
+        parts += [_own(teacher, horizon, third, seed + 1000 * age, age) for age in (1, 2)]
         stack = cells(teacher)
         return Lesson.join([(*part, forecast(teacher, stack, *part)) for part in parts], dtype)
 
@@ -91,16 +93,16 @@ class Lesson:
         return tape.backward(2 * deviation / self.spread[chosen] / deviation.size)
 
 
-def _own(teacher: Forecaster, horizon: int, count: int, seed: int) -> tuple[Values, Values]:
-    """Histories that the teacher's closed loop made, some soon after a synthetic one and some settled; what follows."""
+def _own(teacher: Forecaster, horizon: int, count: int, seed: int, age: int) -> tuple[Values, Values]:
+    """Histories that the teacher's closed loop made in its ``age``-th stretch of a window, and what follows them."""
     length = min(max(teacher.window, 16), MOST_HISTORY)
-    start = synthesise(teacher, length + horizon, count=count, seed=seed + 1000)
+    start = synthesise(teacher, age * length + horizon, count=count, seed=seed)
     x, y, state, inputs = start.x, start.y, start.state, []
-    for k in range(length):
+    for k in range(age * length):
         x = next_input(teacher, x, y, start.future[:, k])
         inputs.append(x)
         y, state = step(start.stack, state, x)
-    return np.stack(inputs, axis=1), start.future[:, length:]
+    return np.stack(inputs[-length:], axis=1), start.future[:, age * length :]
 
 
 def _spread(answers: Values) -> Values:

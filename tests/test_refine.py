@@ -70,8 +70,7 @@ def test_few_units_are_searched_exhaustively():
     search = Search(bench, table, (low + high) // 2)
     best = search.run((4,) * len(table.units))[0]
     every = [p for p in itertools.product((4, 8), repeat=len(table.units)) if search.fits(p)]
-    # A plan that could be widened is not looked at: more bits do not hurt, beyond chance.
-    assert bench.errors([best])[0] <= min(e for p, e in zip(every, bench.errors(every), strict=True) if search._full(p))
+    assert bench.errors([best])[0] <= min(bench.errors(every)) * (1 + 1e-4)
 
 
 def test_a_wrong_score_is_mended():
