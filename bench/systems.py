@@ -30,9 +30,9 @@ SYSTEMS = (
         AIRPORT,
         "LSTM",
         (32, 32),
-        window=24,
+        window=48,
         horizon=24,
-        updates=(1000, 800),
+        updates=(2000, 1500),
         shift=(4.0, 4.0, 4.0),
     ),
     System(
