@@ -140,8 +140,8 @@ SYSTEMS = (
         (32,),
         window=48,
         horizon=24,
-        updates=(400, 0),
-        shift=(1.0,),
+        updates=(200, 0),
+        shift=(0.5,),
         direct=True,
     ),
     System(
@@ -164,9 +164,9 @@ SYSTEMS = (
         AIRPORT,
         "LSTM",
         (128,),
-        window=24,
+        window=48,
         horizon=24,
-        updates=(1000, 800),
+        updates=(1500, 1200),
         shift=(4.0, 4.0, 4.0),
     ),
     System(
