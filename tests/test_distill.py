@@ -78,5 +78,5 @@ def test_learning_helps_an_lstm_at_int4():
         rounding: held_out.error(distill.dequantized(forecaster, quantize(forecaster, widths, rounding)))
         for rounding in ("nearest", "trajectory", "learned")
     }
-    assert errors["trajectory"] < 0.1 * errors["nearest"]  # mean squares
-    assert errors["learned"] < 0.1 * errors["nearest"]
+    assert errors["trajectory"] < 0.25 * errors["nearest"]  # mean squares
+    assert errors["learned"] < 0.25 * errors["nearest"]
