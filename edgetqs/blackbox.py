@@ -32,6 +32,8 @@ Floats32 = NDArray[np.float32]
 
 #: A batch must give what its windows give one by one, up to this share of the outputs' size.
 AGREEMENT = 1e-4
+#: The longest window, in values.
+MOST_VALUES = 1 << 17
 #: The most windows that are taken from data.
 MOST_CASES = 48
 
@@ -108,6 +110,9 @@ def prepared(box: BlackBox, forecaster: Forecaster) -> BlackBox:
     if forecaster.window != box.forecaster.window and not box.any_window:
         fact = f"window is {forecaster.window}, the model takes {box.forecaster.window} samples"
         raise BadInput(fact, name, "leave window out of [model] in edgetqs.toml")
+    if forecaster.window * len(forecaster.inputs) > MOST_VALUES:
+        fact = f"a window of {forecaster.window} samples of {len(forecaster.inputs)} inputs is too long"
+        raise BadInput(fact, name, f"at most {MOST_VALUES} values can be rolled out")
     box = replace(box, forecaster=forecaster)
     rng = np.random.default_rng(0)
     windows = rng.standard_normal((3, forecaster.window, len(forecaster.inputs))).astype(np.float32)

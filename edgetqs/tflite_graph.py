@@ -23,9 +23,14 @@ Floats = NDArray[np.float64]
 
 #: The largest file, and the most elements that all its tensors together may declare.
 MOST_BYTES = 1 << 30
-MOST_ELEMENTS = 1 << 28
+MOST_ELEMENTS = 1 << 26
 #: Tensors, operators, operands and axes that are looked at before a file is called malformed.
 MOST_VISITS = 500_000
+#: Operators whose integer constants say how large their output is.
+SIZED = frozenset(
+    "BATCH_TO_SPACE_ND BROADCAST_TO FILL MIRROR_PAD PACK PAD PADV2 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR "
+    "SPACE_TO_BATCH_ND TILE TRANSPOSE_CONV".split()
+)
 #: What reading a damaged file may raise.
 DAMAGED = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -110,6 +115,9 @@ class Graphs:
                 not 0 <= k < len(tensors) for k in (*made.inputs, *made.outputs)
             ):
                 raise ValueError("an operand that is not there")
+            for one in operators:
+                if one.name in SIZED:
+                    self.check_size([tensors[k] for k in one.inputs if k >= 0])
             self.read[index] = made
         return self.read[index]
 
@@ -135,6 +143,17 @@ class Graphs:
             0 if quantization is None else int(quantization.QuantizedDimension()),
             table.Sparsity() is not None,
         )
+
+    def check_size(self, operands: list[Tensor]) -> None:
+        """Refuse what would make tensors far larger than the declared ones; a damaged padding does."""
+        factors = float(max((np.prod(tensor.shape) for tensor in operands), default=1))
+        for tensor in operands:
+            if tensor.kind in ("int32", "int64"):
+                start, size = tensor.data
+                found = np.frombuffer(self.content[start : start + size], "<i4" if tensor.kind == "int32" else "<i8")
+                factors *= float(np.prod(np.maximum(np.abs(found.astype(np.float64)), 1)))
+        if factors > MOST_ELEMENTS:
+            raise BadInput("asks for tensors too large for a forecaster", self.where, "check the file")
 
     def data(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.root.BuffersLength():
