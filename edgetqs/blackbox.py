@@ -32,8 +32,8 @@ Floats32 = NDArray[np.float32]
 
 #: A batch must give what its windows give one by one, up to this share of the outputs' size.
 AGREEMENT = 1e-4
-#: The longest window, in values.
-MOST_VALUES = 1 << 17
+#: The most inputs or outputs, and the longest window in values.
+MOST_CHANNELS, MOST_VALUES = 1 << 12, 1 << 17
 #: The most windows that are taken from data.
 MOST_CASES = 48
 
@@ -86,7 +86,7 @@ def read_black_box(path: Path) -> BlackBox:
 
 
 def _check_port(tensor: Tensor, what: str, wanted: str, where: str) -> None:
-    fits = len(tensor.shape) in (2, 3) and tensor.shape[-1] > 0 and 0 <= tensor.shape[0] <= 1
+    fits = len(tensor.shape) in (2, 3) and 0 < tensor.shape[-1] <= MOST_CHANNELS and 0 <= tensor.shape[0] <= 1
     if tensor.kind != "float32" or not fits or tensor.signature[-1] < 0 or len(tensor.signature) != len(tensor.shape):
         shape = f"{tensor.kind} {list(tensor.signature)}"
         raise BadInput(f"its {what} is {shape}, needed is float32 {wanted}", where, "convert it with such an interface")

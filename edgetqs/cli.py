@@ -25,6 +25,9 @@ GRANULARITY = click.option(
 )
 TARGET = click.option("--target", metavar="NAME", help="Device, or a path to its .toml; see `edgetqs targets`.")
 BUDGET = click.option("--flash-budget", type=click.IntRange(min=1), metavar="BYTES", help="Flash for the whole image.")
+BLACK_BOX = click.option(
+    "--black-box", is_flag=True, help="MODEL is a .tflite: perturb its constants, run it in LiteRT."
+)
 HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="Steps to roll out. [24]")
 
 
@@ -48,6 +51,50 @@ def _project(output: Output, model: Path | None, config: Path | None, horizon: i
     return project if horizon is None else dataclasses.replace(project, horizon=horizon)
 
 
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _black_box(
+    output: Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
+) -> tuple[Any, Any, Any]:
+    """The project, the black box and its score."""
+    from edgetqs import blackbox
+
+    if granularity not in (None, "tensor"):
+        raise BadInput("a black box has tensors, no gates and no layers", todo="leave out --granularity")
+    project, box = blackbox.load(model, config)
+    project = project if horizon is None else dataclasses.replace(project, horizon=horizon)
+    output.notes(project.notes)
+    output.progress("scoring")
+    return project, box, blackbox.score(box, project.horizon)
+
+
+def _plan_black_box(
+    output: Output, scored: tuple[Any, Any, Any], budget: int | None, out: Path | None, quantized: Path | None
+) -> None:
+    from edgetqs import show
+    from edgetqs.recipe import apply_and_measure, plan_recipe
+
+    project, box, scores = scored
+    recipe = plan_recipe(box, scores, budget)
+    applied = None
+    if quantized is not None:
+        output.progress("quantizing")
+        applied = apply_and_measure(box, recipe, project.horizon)
+        _write(quantized, applied.content)
+    if out is not None:
+        _write(out, json.dumps(recipe.rules, indent=1).encode() + b"\n")
+    if output.as_json:
+        output.json(recipe.to_json() | {"applied": applied and applied.to_json()})
+        return
+    show.plan(output.console, recipe.plan)
+    for line in recipe.lines() + (applied.lines(str(quantized)) if applied else []):
+        click.echo(line)
+
+
 def _target_name(project: Any, target: str | None) -> str:
     name = target or project.target
     if name is None:
@@ -68,10 +115,13 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
     out = out or model.parent / CONFIG_NAME
     if out.exists() and not force:
         raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
-    text = suggest(read_model(model), model)
-    part = out.with_name(out.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    if model.suffix.lower() == ".tflite":
+        from edgetqs.blackbox import read_black_box
+
+        text = suggest(read_black_box(model).forecaster, model)
+    else:
+        text = suggest(read_model(model), model)
+    _write(out, text.encode())
     if output.as_json:
         output.json({"written": str(out)})
     else:
@@ -121,23 +171,33 @@ def inspect(output: Output, model: Path | None, config: Path | None) -> None:
 @CONFIG
 @GRANULARITY
 @HORIZON
+@BLACK_BOX
 @click.pass_obj
 def score(
-    output: Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
+    output: Output,
+    model: Path | None,
+    config: Path | None,
+    granularity: str | None,
+    horizon: int | None,
+    black_box: bool,
 ) -> None:
     """Show how sensitive the rollout is to errors in each unit of weights (TQS)."""
-    from edgetqs import show
+    from edgetqs import blackbox, show
     from edgetqs.audit import audit
     from edgetqs.project import read_data
     from edgetqs.tqs import score as compute
 
-    project = _project(output, model, config, horizon)
-    output.progress("scoring")
-    scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
     agreement = None
+    if black_box:
+        project, box, scores = _black_box(output, model, config, granularity, horizon)
+    else:
+        project = _project(output, model, config, horizon)
+        output.progress("scoring")
+        scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
     if project.data is not None:
         output.progress("auditing with data")
-        agreement = audit(project.forecaster, scores, read_data(project.data, project.forecaster))
+        data = read_data(project.data, project.forecaster)
+        agreement = blackbox.audit(box, scores, data) if black_box else audit(project.forecaster, scores, data)
     if output.as_json:
         output.json(
             {
@@ -168,7 +228,11 @@ def score(
     "--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales alone."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@BLACK_BOX
+@click.option(
+    "--apply", "quantized", type=click.Path(path_type=Path), help="With --black-box: quantize into this .tflite."
+)
+@click.option("--force", is_flag=True, help="Replace the files if they are there.")
 @click.pass_obj
 def plan(
     output: Output,
@@ -180,9 +244,14 @@ def plan(
     flash_budget: int | None,
     weight_budget: int | None,
     out: Path | None,
+    black_box: bool,
+    quantized: Path | None,
     force: bool,
 ) -> None:
-    """Choose widths within the flash of a device, as `build` would, or within --weight-budget."""
+    """Choose widths within the flash of a device, as `build` would, or within --weight-budget.
+
+    With --black-box the plan is written as a recipe of ai-edge-quantizer.
+    """
     from edgetqs import show
     from edgetqs.pipeline import Options, plan_image
     from edgetqs.planner import plan as compute
@@ -191,8 +260,16 @@ def plan(
 
     if flash_budget is not None and weight_budget is not None:
         raise BadInput("--flash-budget and --weight-budget exclude each other", todo="give one of them")
-    if out is not None and out.exists() and not force:
-        raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
+    for path, option in ((out, "--out"), (quantized, "--apply")):
+        if path is not None and path.exists() and not force:
+            raise BadInput("the file exists", str(path), f"replace it with --force, or choose another with {option}")
+    if black_box:
+        if flash_budget is not None or target is not None:
+            raise BadInput("a black box is planned for no device", todo="give --weight-budget alone")
+        _plan_black_box(output, _black_box(output, model, config, granularity, horizon), weight_budget, out, quantized)
+        return
+    if quantized is not None:
+        raise BadInput("--apply needs --black-box", todo="`edgetqs build` quantizes a Keras model")
     project = _project(output, model, config, horizon)
     name = _target_name(project, target)
     if weight_budget is None:
@@ -202,9 +279,7 @@ def plan(
         scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
         chosen = compute(project.forecaster, scores, weight_budget, load_target(name).cpu.kernels, points=12)
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
-        part.replace(out)
+        _write(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
     if output.as_json:
         output.json(chosen.to_json())
     else:

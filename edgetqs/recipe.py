@@ -12,12 +12,12 @@ import contextlib
 import io
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from edgetqs.blackbox import BlackBox, units
+from edgetqs.blackbox import BlackBox, deviation, units
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.litert import quiet
 from edgetqs.planner import Plan, Table, rounding_error
@@ -57,13 +57,43 @@ class Recipe:
     kept: tuple[Kept, ...]
     rules: tuple[dict[str, Any], ...]
 
+    def to_json(self) -> dict[str, Any]:
+        return self.plan.to_json() | {"kept": [asdict(one) for one in self.kept], "rules": list(self.rules)}
+
+    def lines(self) -> list[str]:
+        """What is left alone, for people."""
+        return [f"kept as {one.kind}: {one.unit} ({one.bytes} B): {one.reason}" for one in self.kept]
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The quantized file, and the weights whose width in it is not the planned one."""
+    """The quantized file, how far its rollout is from the original's by step, and weights not at the planned width."""
 
     content: bytes
+    original_bytes: int
+    deviation: tuple[float, ...]
     missed: tuple[str, ...]
+
+    @property
+    def overall(self) -> float:
+        return float(np.sqrt(np.mean(np.square(self.deviation))))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bytes": len(self.content),
+            "original_bytes": self.original_bytes,
+            "deviation": self.deviation,
+            "missed": self.missed,
+        }
+
+    def lines(self, path: str) -> list[str]:
+        """The measured result, for people."""
+        size = f"wrote {path}: {len(self.content)} B (was {self.original_bytes} B)"
+        return [
+            f"{size}, measured deviation {self.overall:.2%} of the rollout's spread, "
+            f"{self.deviation[-1]:.2%} at step {len(self.deviation)}",
+            *(f"not as planned: {one}" for one in self.missed),
+        ]
 
 
 def plan_recipe(box: BlackBox, scores: Score, budget_bytes: int | None = None, *, points: int = 12) -> Recipe:
@@ -167,8 +197,8 @@ def _rule(constant: Constant, width: int) -> list[dict[str, Any]]:
     ]
 
 
-def apply(box: BlackBox, recipe: Recipe) -> Applied:
-    """The file that ai-edge-quantizer makes by the recipe.
+def apply_and_measure(box: BlackBox, recipe: Recipe, horizon: int) -> Applied:
+    """The file that ai-edge-quantizer makes by the recipe, rolled out beside the original.
 
     Raises ``ToolMissing`` where it is not installed, ``CheckFailed`` with its
     own words where it refuses.
@@ -196,4 +226,4 @@ def apply(box: BlackBox, recipe: Recipe) -> Applied:
         for unit in recipe.plan.units
         if found.get(tensors[unit.unit]) != f"int{unit.width}"
     ]
-    return Applied(content, tuple(missed))
+    return Applied(content, len(box.content), deviation(box, content, horizon), tuple(missed))
