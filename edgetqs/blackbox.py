@@ -10,6 +10,7 @@ noise and saturation are those of ``tqs.py``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,22 @@ def load(model: Path | None, config: Path | None) -> tuple[Project, BlackBox]:
 
     project = load_project(model, config, reader)
     return project, prepared(opened[-1], project.forecaster)
+
+
+def scored(
+    model: Path | None,
+    config: Path | None,
+    granularity: str | None = None,
+    horizon: int | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> tuple[Project, BlackBox, Score]:
+    """What the command line starts with: the project, its horizon replaced if one is given, the box, its score."""
+    if granularity not in (None, "tensor"):
+        raise BadInput("a black box has tensors, no gates and no layers", todo="leave out --granularity")
+    project, box = load(model, config)
+    project = project if horizon is None else replace(project, horizon=horizon)
+    say("scoring")
+    return project, box, score(box, project.horizon)
 
 
 def prepared(box: BlackBox, forecaster: Forecaster) -> BlackBox:

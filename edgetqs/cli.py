@@ -16,7 +16,7 @@ import click
 
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
-from edgetqs.output import Output, plain
+from edgetqs.output import Output, global_flags, plain, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The edgetqs.toml to use.")
@@ -51,50 +51,6 @@ def _project(output: Output, model: Path | None, config: Path | None, horizon: i
     return project if horizon is None else dataclasses.replace(project, horizon=horizon)
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-def _black_box(
-    output: Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
-) -> tuple[Any, Any, Any]:
-    """The project, the black box and its score."""
-    from edgetqs import blackbox
-
-    if granularity not in (None, "tensor"):
-        raise BadInput("a black box has tensors, no gates and no layers", todo="leave out --granularity")
-    project, box = blackbox.load(model, config)
-    project = project if horizon is None else dataclasses.replace(project, horizon=horizon)
-    output.notes(project.notes)
-    output.progress("scoring")
-    return project, box, blackbox.score(box, project.horizon)
-
-
-def _plan_black_box(
-    output: Output, scored: tuple[Any, Any, Any], budget: int | None, out: Path | None, quantized: Path | None
-) -> None:
-    from edgetqs import show
-    from edgetqs.recipe import apply_and_measure, plan_recipe
-
-    project, box, scores = scored
-    recipe = plan_recipe(box, scores, budget)
-    applied = None
-    if quantized is not None:
-        output.progress("quantizing")
-        applied = apply_and_measure(box, recipe, project.horizon)
-        _write(quantized, applied.content)
-    if out is not None:
-        _write(out, json.dumps(recipe.rules, indent=1).encode() + b"\n")
-    if output.as_json:
-        output.json(recipe.to_json() | {"applied": applied and applied.to_json()})
-        return
-    show.plan(output.console, recipe.plan)
-    for line in recipe.lines() + (applied.lines(str(quantized)) if applied else []):
-        click.echo(line)
-
-
 def _target_name(project: Any, target: str | None) -> str:
     name = target or project.target
     if name is None:
@@ -121,7 +77,7 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
         text = suggest(read_black_box(model).forecaster, model)
     else:
         text = suggest(read_model(model), model)
-    _write(out, text.encode())
+    write_file(out, text.encode())
     if output.as_json:
         output.json({"written": str(out)})
     else:
@@ -139,29 +95,7 @@ def inspect(output: Output, model: Path | None, config: Path | None) -> None:
     project = _project(output, model, config)
     forecaster = project.forecaster
     if output.as_json:
-        layers = [
-            {
-                "name": layer.name,
-                "kind": type(layer).__name__,
-                "about": show.describe(layer),
-                "weights": sum(getattr(layer, tensor).size for tensor in layer.tensors),
-            }
-            for layer in forecaster.layers
-        ]
-        output.json(
-            {
-                "name": forecaster.name,
-                "sha256": forecaster.sha256,
-                "parameters": forecaster.parameters,
-                "streaming": forecaster.streaming,
-                "window": forecaster.window,
-                "horizon": project.horizon,
-                "layers": layers,
-                "inputs": forecaster.inputs,
-                "outputs": forecaster.outputs,
-                "feedback": forecaster.feedback,
-            }
-        )
+        output.json(show.model_table(forecaster, project.horizon))
     else:
         show.model(output.console, forecaster, project.horizon)
 
@@ -189,7 +123,8 @@ def score(
 
     agreement = None
     if black_box:
-        project, box, scores = _black_box(output, model, config, granularity, horizon)
+        project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
+        output.notes(project.notes)
     else:
         project = _project(output, model, config, horizon)
         output.progress("scoring")
@@ -252,9 +187,10 @@ def plan(
 
     With --black-box the plan is written as a recipe of ai-edge-quantizer.
     """
-    from edgetqs import show
+    from edgetqs import blackbox, show
     from edgetqs.pipeline import Options, plan_image
     from edgetqs.planner import plan as compute
+    from edgetqs.recipe import apply, plan_recipe
     from edgetqs.target import load_target
     from edgetqs.tqs import score as scores_of
 
@@ -266,7 +202,20 @@ def plan(
     if black_box:
         if flash_budget is not None or target is not None:
             raise BadInput("a black box is planned for no device", todo="give --weight-budget alone")
-        _plan_black_box(output, _black_box(output, model, config, granularity, horizon), weight_budget, out, quantized)
+        project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
+        output.notes(project.notes)
+        recipe = plan_recipe(box, scores, weight_budget)
+        if quantized is not None:
+            output.progress("quantizing")
+            recipe = apply(box, recipe, project.horizon)
+            write_file(quantized, recipe.content)
+        if out is not None:
+            write_file(out, json.dumps(recipe.rules, indent=1).encode() + b"\n")
+        if output.as_json:
+            output.json(recipe.to_json())
+        else:
+            show.plan(output.console, recipe.plan)
+            click.echo("\n".join(recipe.lines(str(quantized))))
         return
     if quantized is not None:
         raise BadInput("--apply needs --black-box", todo="`edgetqs build` quantizes a Keras model")
@@ -279,7 +228,7 @@ def plan(
         scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
         chosen = compute(project.forecaster, scores, weight_budget, load_target(name).cpu.kernels, points=12)
     if out is not None:
-        _write(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
+        write_file(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
     if output.as_json:
         output.json(chosen.to_json())
     else:
@@ -400,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack the characters of a curve
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given, flags = _global_flags(given)
+    given, flags = global_flags(given)
     try:
         cli.main(args=[*flags, *given], prog_name="edgetqs", standalone_mode=False)
     except EdgeTqsError as error:
@@ -432,11 +381,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
-
-
-def _global_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """--json, --debug and -q may stand anywhere."""
-    known = {"--json", "--debug", "-q", "--quiet"}
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    flags = [a for a in arguments[:end] if a in known]
-    return [a for a in arguments[:end] if a not in known] + arguments[end:], flags

@@ -50,22 +50,6 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """The plan, what it leaves alone, and ``rules`` as ai-edge-quantizer reads them from JSON."""
-
-    plan: Plan
-    kept: tuple[Kept, ...]
-    rules: tuple[dict[str, Any], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return self.plan.to_json() | {"kept": [asdict(one) for one in self.kept], "rules": list(self.rules)}
-
-    def lines(self) -> list[str]:
-        """What is left alone, for people."""
-        return [f"kept as {one.kind}: {one.unit} ({one.bytes} B): {one.reason}" for one in self.kept]
-
-
-@dataclass(frozen=True, slots=True)
 class Applied:
     """The quantized file, how far its rollout is from the original's by step, and weights not at the planned width."""
 
@@ -78,22 +62,47 @@ class Applied:
     def overall(self) -> float:
         return float(np.sqrt(np.mean(np.square(self.deviation))))
 
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The plan, what it leaves alone, and ``rules`` as ai-edge-quantizer reads them from JSON."""
+
+    plan: Plan
+    kept: tuple[Kept, ...]
+    rules: tuple[dict[str, Any], ...]
+
+    applied: Applied | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The quantized file; only of a recipe that was applied."""
+        assert self.applied is not None
+        return self.applied.content
+
     def to_json(self) -> dict[str, Any]:
-        return {
-            "bytes": len(self.content),
-            "original_bytes": self.original_bytes,
-            "deviation": self.deviation,
-            "missed": self.missed,
+        table = self.plan.to_json() | {"kept": [asdict(one) for one in self.kept], "rules": list(self.rules)}
+        done = self.applied
+        if done is None:
+            return table
+        applied = {
+            "bytes": len(done.content),
+            "original_bytes": done.original_bytes,
+            "deviation": done.deviation,
+            "missed": done.missed,
         }
+        return table | {"applied": applied}
 
     def lines(self, path: str) -> list[str]:
-        """The measured result, for people."""
-        size = f"wrote {path}: {len(self.content)} B (was {self.original_bytes} B)"
-        return [
-            f"{size}, measured deviation {self.overall:.2%} of the rollout's spread, "
-            f"{self.deviation[-1]:.2%} at step {len(self.deviation)}",
-            *(f"not as planned: {one}" for one in self.missed),
-        ]
+        """What is left alone and, where it was applied, what came of it; ``path`` is where that was written."""
+        found = [f"kept as {one.kind}: {one.unit} ({one.bytes} B): {one.reason}" for one in self.kept]
+        if self.applied is not None:
+            done, horizon = self.applied, len(self.applied.deviation)
+            found.append(
+                f"wrote {path}: {len(done.content)} B (was {done.original_bytes} B), measured deviation "
+                f"{done.overall:.2%} of the rollout's spread, {done.deviation[-1]:.2%} at step {horizon}"
+            )
+            found += [f"not as planned: {one}" for one in done.missed]
+        return found
 
 
 def plan_recipe(box: BlackBox, scores: Score, budget_bytes: int | None = None, *, points: int = 12) -> Recipe:
@@ -197,8 +206,8 @@ def _rule(constant: Constant, width: int) -> list[dict[str, Any]]:
     ]
 
 
-def apply_and_measure(box: BlackBox, recipe: Recipe, horizon: int) -> Applied:
-    """The file that ai-edge-quantizer makes by the recipe, rolled out beside the original.
+def apply(box: BlackBox, recipe: Recipe, horizon: int) -> Recipe:
+    """The recipe with the file that ai-edge-quantizer makes by it, rolled out beside the original.
 
     Raises ``ToolMissing`` where it is not installed, ``CheckFailed`` with its
     own words where it refuses.
@@ -226,4 +235,5 @@ def apply_and_measure(box: BlackBox, recipe: Recipe, horizon: int) -> Applied:
         for unit in recipe.plan.units
         if found.get(tensors[unit.unit]) != f"int{unit.width}"
     ]
-    return Applied(content, len(box.content), deviation(box, content, horizon), tuple(missed))
+    applied = Applied(content, len(box.content), deviation(box, content, horizon), tuple(missed))
+    return replace(recipe, applied=applied)
