@@ -72,7 +72,7 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
     if out.exists() and not force:
         raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
     if model.suffix.lower() == ".tflite":
-        from edgetqs.blackbox import read_black_box
+        from edgetqs.tflite_forecaster import read_black_box
 
         text = suggest(read_black_box(model).forecaster, model)
     else:

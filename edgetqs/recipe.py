@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from edgetqs.blackbox import BlackBox, deviation, units
+from edgetqs.blackbox import deviation, units
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.litert import quiet
 from edgetqs.planner import Plan, Table, rounding_error
+from edgetqs.tflite_forecaster import BlackBox
 from edgetqs.tflite_weights import Constant, read_contents, values
 from edgetqs.tqs import Score
 

@@ -251,13 +251,16 @@ def _growth(
     return np.array(growth, np.float64) / size**2
 
 
-def plateau(growth_at: Callable[[float], Values], size: float) -> tuple[Values, float, str, int]:
+def plateau(
+    growth_at: Callable[[float], Values], size: float, epsilons: Sequence[float] | None = None
+) -> tuple[Values, float, str, int]:
     """(growth, eps, flag, evaluations) at the first eps where G(eps) and G(eps/2) agree.
 
-    ``growth_at`` gives G by step for perturbations of a norm; ``size`` is the unit's.
+    ``growth_at`` gives G by step for perturbations of a norm; ``size`` is the unit's,
+    ``epsilons`` replace ``EPSILONS``.
     """
     evaluations, best = 0, None
-    for epsilon in EPSILONS:
+    for epsilon in epsilons or EPSILONS:
         full, half = growth_at(epsilon * size), growth_at(epsilon * size / 2)
         evaluations += 2
         whole = full.mean()
