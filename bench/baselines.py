@@ -19,7 +19,8 @@ from edgetqs.rollout import Cell, Values, cells, step, step_cell, zero_state
 from edgetqs.trajectories import synthesise
 from edgetqs.units import Block, Unit, blocks, weights
 
-HUTCHINSON = 24
+#: Random vectors of the trace, and the size of the step that stands for a derivative.
+HUTCHINSON, SHIFT = 96, 1e-4
 
 
 def nearest_blocks(forecaster: Forecaster, rounded: dict[int, Forecaster]) -> dict[tuple[Block, int], Values]:
@@ -108,39 +109,40 @@ def _inputs(stack: tuple[Cell, ...], forecaster: Forecaster, history: Values) ->
     return {key: np.concatenate(values).astype(np.float64) for key, values in seen.items()}
 
 
-def hessian_trace(
+def hessian_traces(forecaster: Forecaster, history: Values, truth: Values, *, seed: int = 0) -> dict[Block, float]:
+    """Trace of the Hessian of the one-step loss on data, by block (HAWQ-V2).
+
+    history (B, W, inputs), truth (B, outputs) of the next step, normalised.
+    Hutchinson's estimate with Rademacher vectors over all weights at once; a
+    Hessian-vector product is the difference of two gradients.
+    """
+    rng = np.random.default_rng(seed)
+    every = blocks(forecaster)
+    traces = dict.fromkeys(every, 0.0)
+    whole = Unit("all", "", "", "", tuple(every))
+    for _ in range(HUTCHINSON):
+        signs = {(b, 8): rng.choice([-1.0, 1.0], weights(forecaster, b).shape) for b in every}
+        ends = [
+            _gradients(alone(forecaster, whole, 8, {key: side * v for key, v in signs.items()}), history, truth)
+            for side in (SHIFT, -SHIFT)
+        ]
+        for block in every:
+            change = ends[0][block.layer, block.tensor] - ends[1][block.layer, block.tensor]
+            traces[block] += float(np.sum(signs[block, 8] * change[block.gate])) / (2 * SHIFT) / HUTCHINSON
+    return traces
+
+
+def hessian_cost(
     forecaster: Forecaster,
     units: tuple[Unit, ...],
     errors: dict[tuple[Block, int], Values],
-    history: Values,
-    truth: Values,
-    *,
-    seed: int = 0,
+    traces: dict[Block, float],
 ) -> Values:
-    """HAWQ-V2: mean Hessian trace of the one-step loss on data, times the squared weight errors.
-
-    history (B, W, inputs), truth (B, outputs) of the next step, normalised.
-    Hutchinson's estimate with Rademacher vectors; a Hessian-vector product is
-    the difference of two gradients.
-    """
-    rng = np.random.default_rng(seed)
-    squared = weight_mse(units, errors)
-    traces = []
-    for unit in units:
-        size = sum(weights(forecaster, block).size for block in unit.blocks)
-        scale = 1e-4 * np.sqrt(sum(np.sum(weights(forecaster, b).astype(float) ** 2) for b in unit.blocks) / size)
-        total = 0.0
-        for _ in range(HUTCHINSON):
-            signs = {(b, w): rng.choice([-1.0, 1.0], weights(forecaster, b).shape) for b in unit.blocks for w in (8,)}
-            ends = []
-            for side in (scale, -scale):
-                moved = alone(forecaster, unit, 8, {key: side * value for key, value in signs.items()})
-                ends.append(_gradients(moved, history, truth))
-            for block in unit.blocks:
-                change = ends[0][block.layer, block.tensor] - ends[1][block.layer, block.tensor]
-                total += float(np.sum(signs[block, 8] * change[block.gate])) / (2 * scale)
-        traces.append(total / HUTCHINSON / size)
-    return np.maximum(np.array(traces), 0)[:, None] * squared
+    """Mean trace of each unit times its squared weight errors."""
+    mean = [
+        sum(traces[b] for b in unit.blocks) / sum(weights(forecaster, b).size for b in unit.blocks) for unit in units
+    ]
+    return np.maximum(np.array(mean), 0)[:, None] * weight_mse(units, errors)
 
 
 def _gradients(forecaster: Forecaster, history: Values, truth: Values) -> Parameters:

@@ -58,6 +58,10 @@ class Study:
         self.errors = baselines.nearest_blocks(
             self.forecaster, {w: dequantized(self.forecaster, model) for w, model in plain.items()}
         )
+        truth = self.held.truth[:, 0] if self.forecaster.feedback.pairs else self.held.truth
+        some = slice(None, None, 3)
+        history = self.held.lesson.history[some].astype(np.float64)
+        self.traces = baselines.hessian_traces(self.forecaster, history, truth[some])
         self.scores = {g: score(self.forecaster, self.horizon, g) for g in FRACTIONS}
 
     def deviation(self, widths: dict, rounding: str) -> float:
@@ -76,7 +80,6 @@ class Study:
 
         whole = score(forecaster, self.horizon, granularity, perturb_burn_in=True)
         one = score(forecaster, 1, granularity, perturb_burn_in=True)
-        truth = self.held.truth[:, 0] if forecaster.feedback.pairs else self.held.truth
         history = lesson.history.astype(np.float64)
         return {
             "weight MSE": squared,
@@ -86,7 +89,7 @@ class Study:
             "TQS": scored(entry.sensitivity for entry in scores.units),
             "TQS, burn-in, T": scored(entry.sensitivity for entry in whole.units),
             "SQNR (data)": baselines.signal_to_noise(forecaster, units, self.errors, history),
-            "Hessian trace (data)": baselines.hessian_trace(forecaster, units, self.errors, history, truth),
+            "Hessian trace (data)": baselines.hessian_cost(forecaster, units, self.errors, self.traces),
             "leave-one-out (data)": measured,
         }
 
@@ -240,7 +243,9 @@ def speed() -> dict[str, Any]:
             return_sequences=more,
         )
 
-    base = suite.member(next(n for n in suite.names() if suite.member(n).forecaster.feedback.pairs)).forecaster
+    base = suite.member(
+        next(name for name, about in suite.records().items() if about["kind"] == "closed loop")
+    ).forecaster
     inputs, outputs = len(base.inputs), len(base.outputs)
     dense = Dense("dense", frozen(rng.normal(0, 128**-0.5, (1, outputs, 128))), frozen(np.zeros((1, outputs))))
     forecaster: Forecaster = replace(
@@ -270,7 +275,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
-    chosen = options.models or suite.names()
+    chosen = options.models or list(suite.records())
     timing = speed()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = []

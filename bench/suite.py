@@ -47,15 +47,15 @@ class Member:
     about: dict
 
 
-def names() -> list[str]:
-    """Every model of the suite, "system-seed"."""
-    return sorted(json.loads((MODELS / "suite.json").read_text(encoding="utf-8")))
+def records() -> dict[str, dict]:
+    """What training noted of each model, by name, "system-seed"."""
+    return {entry["model"]: entry for entry in json.loads((MODELS / "suite.json").read_text(encoding="utf-8"))}
 
 
 def member(name: str) -> Member:
     """A model with its data."""
     system = name.rpartition("-")[0]
-    about = json.loads((MODELS / "suite.json").read_text(encoding="utf-8"))[name]
+    about = records()[name]
     project = load_project(MODELS / f"{name}.keras", MODELS / f"{system}.toml")
     assert project.data is not None
     data = read_data(project.data, project.forecaster)
@@ -76,6 +76,5 @@ def held_out(forecaster: Forecaster, data: Values, horizon: int) -> Held:
         future = history[:, :0]
     history = normalise(forecaster, history)
     answers = forecast(forecaster, cells(forecaster), history, future)
-    arrays = (history, future, answers, answers.std(axis=(0, 1)))
     mean, std = (np.array([getattr(c, name) for c in forecaster.outputs]) for name in ("mean", "std"))
-    return Held(Lesson(*(values.astype(np.float32) for values in arrays)), (truth - mean) / std)
+    return Held(Lesson.join([(history, future, answers)], np.float32), (truth - mean) / std)

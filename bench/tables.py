@@ -64,8 +64,8 @@ def show(figures: dict[str, Any]) -> None:
             f"{r['layers']}x {r['cell']}({r['units']})",
             r["parameters"],
             r["kind"],
-            f"{r['rmse']:.4g}",
-            f"{r['persistence']:.4g}",
+            f"{r['rmse']:.4g} {r['rmse_unit']}",
+            f"{r['rmse_persistence']:.4g}",
             f"{r['gain_percent']:.0f} %",
         ]
         for r in results
@@ -106,7 +106,8 @@ def show(figures: dict[str, Any]) -> None:
     ]
     note = (
         "predicted / measured deviation of each gate quantized alone: rank correlation over gates and widths, "
-        "geometric mean of the ratio, its spread; ' = histories perturbed too; exponents a step; steps before saturation"
+        "geometric mean of the ratio, its spread; ' = histories perturbed too; exponents a step; scored = steps before "
+        "saturation"
     )
     table(console, "2. Does TQS predict?", [*columns, ">scored", ">flagged"], rows, note)
 

@@ -28,6 +28,12 @@ BUDGET = click.option("--flash-budget", type=click.IntRange(min=1), metavar="BYT
 BLACK_BOX = click.option(
     "--black-box", is_flag=True, help="MODEL is a .tflite: perturb its constants, run it in LiteRT."
 )
+REFINE = click.option(
+    "--refine/--no-refine", default=True, help="Improve the plan by rolling out quantized candidates, or not. [refine]"
+)
+ROUNDING = click.option(
+    "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
+)
 HORIZON = click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="Steps to roll out. [24]")
 
 
@@ -162,6 +168,8 @@ def score(
 @click.option(
     "--weight-budget", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for weights and scales alone."
 )
+@ROUNDING
+@REFINE
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
 @BLACK_BOX
 @click.option(
@@ -178,6 +186,8 @@ def plan(
     target: str | None,
     flash_budget: int | None,
     weight_budget: int | None,
+    rounding: str | None,
+    refine: bool,
     out: Path | None,
     black_box: bool,
     quantized: Path | None,
@@ -188,11 +198,9 @@ def plan(
     With --black-box the plan is written as a recipe of ai-edge-quantizer.
     """
     from edgetqs import blackbox, show
-    from edgetqs.pipeline import Options, plan_image
-    from edgetqs.planner import plan as compute
+    from edgetqs.pipeline import Options, plan_image, plan_weights
     from edgetqs.recipe import apply, plan_recipe
     from edgetqs.target import load_target
-    from edgetqs.tqs import score as scores_of
 
     if flash_budget is not None and weight_budget is not None:
         raise BadInput("--flash-budget and --weight-budget exclude each other", todo="give one of them")
@@ -200,8 +208,8 @@ def plan(
         if path is not None and path.exists() and not force:
             raise BadInput("the file exists", str(path), f"replace it with --force, or choose another with {option}")
     if black_box:
-        if flash_budget is not None or target is not None:
-            raise BadInput("a black box is planned for no device", todo="give --weight-budget alone")
+        if flash_budget is not None or target is not None or rounding is not None:
+            raise BadInput("a black box is planned for no device and no rounding", todo="give --weight-budget alone")
         project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
         output.notes(project.notes)
         recipe = plan_recipe(box, scores, weight_budget)
@@ -222,11 +230,15 @@ def plan(
     project = _project(output, model, config, horizon)
     name = _target_name(project, target)
     if weight_budget is None:
-        chosen = plan_image(project, name, Options(flash_budget, granularity), output.progress)
+        chosen = plan_image(project, name, Options(flash_budget, granularity, rounding, refine=refine), output.progress)
     else:
-        output.progress("scoring")
-        scores = scores_of(project.forecaster, project.horizon, granularity or project.granularity)
-        chosen = compute(project.forecaster, scores, weight_budget, load_target(name).cpu.kernels, points=12)
+        chosen = plan_weights(
+            project,
+            load_target(name),
+            weight_budget,
+            Options(None, granularity, rounding, refine=refine),
+            output.progress,
+        )
     if out is not None:
         write_file(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
     if output.as_json:
@@ -242,9 +254,8 @@ def plan(
 @TARGET
 @BUDGET
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Use this plan, perhaps edited.")
-@click.option(
-    "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
-)
+@ROUNDING
+@REFINE
 @click.option(
     "--tflite", type=click.Choice(["both", "step", "sequence"]), default="both", help="Signatures of the .tflite file."
 )
@@ -260,6 +271,7 @@ def build(
     flash_budget: int | None,
     plan_file: Path | None,
     rounding: str | None,
+    refine: bool,
     tflite: str,
     out: Path | None,
     force: bool,
@@ -273,7 +285,7 @@ def build(
     name = _target_name(project, target)
     out = out or Path("build") / f"{project.forecaster.name}-{Path(name).stem}"
     signatures = ("step", "sequence") if tflite == "both" else (tflite,)
-    options = Options(flash_budget, granularity, rounding, plan_file, signatures, force)
+    options = Options(flash_budget, granularity, rounding, plan_file, refine, signatures, force)
     figures = run(project, name, out, options, output.progress)
     try:
         if output.as_json:

@@ -1,12 +1,16 @@
 """A lesson: trajectories of the float model that a quantized one should follow.
 
-The teacher runs synthetic histories from reset and continues them in closed
-loop, as the device does. Rounding and refinement judge their candidates by
-how far these leave the teacher's outputs. No data is needed.
+The teacher runs a history from reset and continues it in closed loop, as the
+device does. Histories are synthetic ones, and stretches of the teacher's own
+closed loop, which look more like the data it was trained on.
+Rounding and refinement judge their candidates by how far these leave the
+teacher's outputs. No data is needed.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +18,8 @@ import numpy as np
 from edgetqs.bptt import Parameters, Tape
 from edgetqs.fixedpoint import Integers
 from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, Values, cells, closed_loop, run, zero_state
-from edgetqs.trajectories import synthesise
+from edgetqs.rollout import Cell, Values, cells, closed_loop, next_input, run, step, zero_state
+from edgetqs.trajectories import COLLAPSED, synthesise
 
 #: No history longer than this is run.
 MOST_HISTORY = 48
@@ -23,12 +27,17 @@ MOST_HISTORY = 48
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Histories (B, W, inputs), inputs that follow (B, T, inputs), the teacher's outputs (B, T, outputs)."""
+    """Histories (B, W, inputs), inputs that follow (B, T, inputs), the teacher's outputs (B, T, outputs).
+
+    ``kinds`` holds (first, last + 1) of the histories of each kind, ``spread``
+    (B, 1, outputs) the standard deviation of the teacher's rollouts of a kind.
+    """
 
     history: Values
     future: Values
     answers: Values
-    spread: Values  # (outputs,) standard deviation of the teacher's rollouts
+    spread: Values
+    kinds: tuple[tuple[int, int], ...]
 
     @property
     def count(self) -> int:
@@ -37,14 +46,26 @@ class Lesson:
     @staticmethod
     def of(teacher: Forecaster, horizon: int, count: int, seed: int, dtype: type = np.float64) -> Lesson:
         """``count`` trajectories of ``horizon`` steps, fewer where the teacher collapses or diverges."""
-        start = synthesise(teacher, horizon, count=count, seed=seed)
         if not teacher.feedback.pairs:
-            return Lesson(
-                *(v.astype(dtype) for v in (start.future, start.future[:, :0], start.reference, start.spread))
-            )
-        history = start.burn_in[:, -MOST_HISTORY:]
-        answers = forecast(teacher, cells(teacher), history, start.future)
-        return Lesson(*(v.astype(dtype) for v in (history, start.future, answers, start.spread)))
+            start = synthesise(teacher, horizon, count=count, seed=seed)
+            return Lesson.join([(start.future, start.future[:, :0], start.reference)], dtype)
+        third = count // 3
+        start = synthesise(teacher, horizon, count=count - 2 * third, seed=seed)
+        parts = [(start.burn_in[:, -MOST_HISTORY:], start.future)]
+        parts += [_own(teacher, horizon, third, seed + 1000 * age, age) for age in (1, 2)]
+        stack = cells(teacher)
+        return Lesson.join([(*part, forecast(teacher, stack, *part)) for part in parts], dtype)
+
+    @staticmethod
+    def join(parts: Sequence[tuple[Values, Values, Values]], dtype: type = np.float64) -> Lesson:
+        """One kind from each (history, future, answers)."""
+        ends = np.cumsum([0, *(len(part[0]) for part in parts)])
+        spread = [np.broadcast_to(_spread(answers), (len(answers), 1, answers.shape[2])) for _, _, answers in parts]
+        columns = (*zip(*parts, strict=True), spread)
+        arrays: list[Values] = [np.concatenate(values).astype(dtype) for values in columns]
+        return Lesson(
+            arrays[0], arrays[1], arrays[2], arrays[3], tuple((int(a), int(b)) for a, b in itertools.pairwise(ends))
+        )
 
     @staticmethod
     def default_horizon(teacher: Forecaster) -> int:
@@ -52,22 +73,40 @@ class Lesson:
         return 24 if teacher.feedback.pairs else teacher.window
 
     def error(self, student: Forecaster) -> float:
-        """Mean squared deviation in units of the spread."""
+        """Mean squared deviation in units of the spread: the geometric mean over the kinds of histories."""
         return float(self.errors(student, cells(student)))
 
     def errors(self, student: Forecaster, stack: tuple[Cell, ...]) -> Values:
         """The same for each model of a stack whose weights carry leading axes."""
         with np.errstate(over="ignore", invalid="ignore"):
             answers = forecast(student, stack, self.history, self.future)
-            squared: Values = np.mean(((answers - self.answers) / self.spread) ** 2, axis=(-3, -2, -1))
-        return np.where(np.isfinite(squared), squared, np.inf)
+            squared = np.mean(((answers - self.answers) / self.spread) ** 2, axis=(-2, -1))
+        kinds = [np.maximum(squared[..., first:last].mean(axis=-1), 1e-30) for first, last in self.kinds]
+        error: Values = np.exp(np.mean(np.log(kinds), axis=0))
+        return np.where(np.isfinite(error), error, np.inf)
 
     def gradients(self, student: Forecaster, chosen: Integers) -> Parameters:
         """Of the mean squared deviation, by (layer index, field), shaped as the field."""
         tape = Tape(student, cells(student))
         outputs = tape.forecast(self.history[chosen], self.future[chosen])
-        deviation = (outputs - self.answers[chosen]) / self.spread
-        return tape.backward(2 * deviation / self.spread / deviation.size)
+        deviation = (outputs - self.answers[chosen]) / self.spread[chosen]
+        return tape.backward(2 * deviation / self.spread[chosen] / deviation.size)
+
+
+def _own(teacher: Forecaster, horizon: int, count: int, seed: int, age: int) -> tuple[Values, Values]:
+    """Histories that the teacher's closed loop made in its ``age``-th stretch of a window, and what follows them."""
+    length = min(max(teacher.window, 16), MOST_HISTORY)
+    start = synthesise(teacher, age * length + horizon, count=count, seed=seed)
+    x, y, state, inputs = start.x, start.y, start.state, []
+    for k in range(age * length):
+        x = next_input(teacher, x, y, start.future[:, k])
+        inputs.append(x)
+        y, state = step(start.stack, state, x)
+    return np.stack(inputs[-length:], axis=1), start.future[:, age * length :]
+
+
+def _spread(answers: Values) -> Values:
+    return np.maximum(answers.std(axis=(0, 1)), COLLAPSED)
 
 
 def forecast(forecaster: Forecaster, stack: tuple[Cell, ...], history: Values, future: Values) -> Values:

@@ -14,6 +14,7 @@ import numpy as np
 
 import edgetqs
 from edgetqs import elf, emulate, firmware, images, planner
+from edgetqs.curvature import Curvature, curvature
 from edgetqs.emit_c import Replay, c_name, emit_c, stored_bytes
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.evaluate import data_cases, denormalise, evaluate
@@ -25,6 +26,7 @@ from edgetqs.project import Project, read_data
 from edgetqs.prove import Subject, prove
 from edgetqs.quantizer import check_supported, quantize
 from edgetqs.record import measure, record
+from edgetqs.refine import refine
 from edgetqs.target import Target, load_target
 from edgetqs.tqs import Score, score
 from edgetqs.trajectories import synthesise
@@ -47,6 +49,7 @@ class Options:
     granularity: str | None = None
     rounding: str | None = None
     plan_file: Path | None = None
+    refine: bool = True
     signatures: tuple[str, ...] = ("step", "sequence")
     force: bool = False
 
@@ -61,13 +64,14 @@ class _Context:
     data: np.ndarray | None
     scores: Score
     observations: tuple[Observation, ...]
+    metrics: tuple[Curvature, ...] | None  # None where nothing but nearest rounding is asked for
     replay: Replay
     rounding: str
     flash_budget: int  # bytes of the whole image; 0: no limit
     folder: Path
 
     def integers(self, widths: Mapping[Block, int]) -> IntegerModel:
-        return quantize(self.forecaster, widths, self.rounding, observations=self.observations)
+        return quantize(self.forecaster, widths, self.rounding, observations=self.observations, metrics=self.metrics)
 
     def sized(self, widths: Mapping[Block, int]) -> IntegerModel:
         """A stand-in of the same size, quickly made."""
@@ -115,7 +119,21 @@ def plan_image(project: Project, target_name: str, options: Options = Options(),
     firmware.toolchain(target)
     with tempfile.TemporaryDirectory() as scratch:
         context = _context(project, target, Path(scratch), options, progress)
-        return _plan(context, _measure(context), options)
+        return _choose(context, options, progress)
+
+
+def plan_weights(project: Project, target: Target, budget_bytes: int, options: Options, progress: Progress) -> Plan:
+    """The best plan whose weights and scales alone fit ``budget_bytes``; nothing is compiled."""
+    forecaster, rounding = project.forecaster, options.rounding or project.rounding
+    progress("scoring the units")
+    scores = score(forecaster, project.horizon, options.granularity or project.granularity)
+    chosen = planner.plan(forecaster, scores, budget_bytes, target.cpu.kernels, points=POINTS)
+    if not options.refine or chosen.weight_bytes == chosen.int8_bytes:
+        return chosen
+    check_supported(forecaster)
+    progress("refining the plan by rollouts")
+    metrics = curvature(forecaster) if rounding != "nearest" else None
+    return refine(forecaster, scores, chosen, rounding, observations=observe(forecaster), metrics=metrics)
 
 
 def _context(project: Project, target: Target, folder: Path, options: Options, progress: Progress) -> _Context:
@@ -127,6 +145,7 @@ def _context(project: Project, target: Target, folder: Path, options: Options, p
     if options.plan_file and not options.granularity:
         granularity = planner.granularity_of(options.plan_file)
     progress(f"scoring the units (per {granularity})")
+    rounding = options.rounding or project.rounding
     return _Context(
         forecaster,
         target,
@@ -134,8 +153,9 @@ def _context(project: Project, target: Target, folder: Path, options: Options, p
         data,
         score(forecaster, project.horizon, granularity),
         observe(forecaster),
+        curvature(forecaster) if rounding != "nearest" else None,
         replay(project, data),
-        options.rounding or project.rounding,
+        rounding,
         options.flash_budget or project.flash_budget or max(target.flash_budget_bytes, 0),
         folder,
     )
@@ -144,12 +164,9 @@ def _context(project: Project, target: Target, folder: Path, options: Options, p
 def _build(project: Project, target: Target, folder: Path, options: Options, progress: Progress) -> dict[str, Any]:
     forecaster = project.forecaster
     context = _context(project, target, folder, options, progress)
-    progress("measuring the code")
-    overhead = _measure(context)
-    progress("planning the widths")
-    chosen = _plan(context, overhead, options)
+    chosen = _choose(context, options, progress)
     progress("quantizing, compiling, linking")
-    model, sources, chosen = _fit(context, chosen, options)
+    model, sources = _make(context, chosen)
     file = write_tflite(model, options.signatures)
     (folder / f"{c_name(forecaster.name)}.tflite").write_bytes(file.data)
     progress("proving the chain")
@@ -308,16 +325,36 @@ def _settle(context: _Context, chosen: Plan, options: Options) -> Plan:
     return fitting
 
 
-def _fit(context: _Context, chosen: Plan, options: Options) -> tuple[IntegerModel, images.Sources, Plan]:
-    """Settle the plan, quantize, emit and link."""
-    chosen = _settle(context, chosen, options)
+def _choose(context: _Context, options: Options, progress: Progress) -> Plan:
+    """The plan: by scores, within what the linked image leaves for weights, then refined by rollouts."""
+    progress("measuring the code")
+    overhead = _measure(context)
+    progress("planning the widths")
+    chosen = _settle(context, _plan(context, overhead, options), options)
+    if not options.refine or options.plan_file or context.flash_budget == 0 or chosen.weight_bytes == chosen.int8_bytes:
+        return chosen
+    progress("refining the plan by rollouts")
+    room = context.flash_budget - (_image_bytes(context, chosen) - chosen.weight_bytes)
+    better = refine(
+        context.forecaster,
+        context.scores,
+        replace(chosen, budget_bytes=room),
+        context.rounding,
+        observations=context.observations,
+        metrics=context.metrics,
+    )
+    return better if _image_bytes(context, better) <= context.flash_budget else chosen
+
+
+def _make(context: _Context, chosen: Plan) -> tuple[IntegerModel, images.Sources]:
+    """Quantize, emit and link."""
     model = context.integers(chosen.widths())
     sources, image = _emit_and_link(context, model, chosen)
     if context.target.kind == "bare":
         images.link_application(context.target, sources, context.folder / "obj", image)
         firmware.write_binary(context.target, image, context.folder / "firmware.bin")
         images.write_board(context.target, context.folder / "board")
-    return model, sources, chosen
+    return model, sources
 
 
 def _emit_and_link(context: _Context, model: IntegerModel, chosen: Plan) -> tuple[images.Sources, Path]:

@@ -80,8 +80,8 @@ def quantize(
         return model
     if metrics is None:
         metrics = curvature(forecaster)
-    model = _follow(forecaster, widths, observations, metrics, model)
-    return distill(forecaster, model) if rounding == "learned" else replace(model, rounding=rounding)
+    model = replace(_follow(forecaster, widths, observations, metrics, model), rounding=rounding)
+    return distill(forecaster, model) if rounding == "learned" else model
 
 
 def rounded(

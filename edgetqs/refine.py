@@ -30,7 +30,7 @@ from edgetqs.tqs import Score
 from edgetqs.units import Block, blocks
 
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
-SEARCHED, JUDGED, SEED = 64, 192, 11
+SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
 WORK, MOST, FEWEST = 4e11, 1500, 200
@@ -184,17 +184,13 @@ class Search:
             uniform = (base,) * self.count
             single = [(*uniform[:k], other, *uniform[k + 1 :]) for k in range(self.count)]
             (whole,), apart = self.measure([uniform]), np.array(self.measure(single))
-            gain = np.maximum(apart - whole if base == 8 else whole - apart, 0)
-            if np.isfinite(gain).all():
+            if np.isfinite([whole, *apart]).all():
+                gain = np.maximum(apart - whole if base == 8 else whole - apart, 0)
                 errors = np.stack([gain, np.zeros(self.count)], axis=1)
                 plans.append(tuple(replace(self.table, errors=errors).solve(self.budget)))
         if 2**self.count <= 256:
-            plans += [p for p in itertools.product(WIDTHS, repeat=self.count) if self.fits(p) and self._full(p)]
+            plans += [p for p in itertools.product(WIDTHS, repeat=self.count) if self.fits(p)]
         return plans
-
-    def _full(self, plan: Widths) -> bool:
-        """Whether no further unit could be widened."""
-        return not any(width == 4 and self.fits(_set(plan, (k, 8))) for k, width in enumerate(plan))
 
     def _climb(self, plan: Widths) -> None:
         """The best neighbour, again and again until none is better."""
@@ -206,20 +202,22 @@ class Search:
             plan = neighbours[int(np.argmin(errors))]
 
     def _neighbours(self, plan: Widths) -> list[Widths]:
-        """One unit widened; one narrowed for one or two widened; all within the budget and as full as they go."""
+        """Within the budget: one unit widened or narrowed; one narrowed for one or two widened; two for one.
+
+        More bits do not always help: what one unit errs may make up for another.
+        """
         narrow = [k for k, width in enumerate(plan) if width == 4]
         wide = [k for k, width in enumerate(plan) if width == 8]
         found = [_set(plan, (k, 8)) for k in narrow]
         for j in wide:
             freed = _set(plan, (j, 4))
-            single = [_set(freed, (k, 8)) for k in narrow]
-            found += single
+            found += [freed, *(_set(freed, (k, 8)) for k in narrow)]
             if len(narrow) <= 12:
                 found += [_set(freed, (a, 8), (b, 8)) for a, b in itertools.combinations(narrow, 2)]
         for k in narrow:  # two narrowed for a large one
             if not any(self.fits(_set(plan, (j, 4), (k, 8))) for j in wide):
                 found += [_set(plan, (a, 4), (b, 4), (k, 8)) for a, b in itertools.combinations(wide, 2)]
-        return [p for p in dict.fromkeys(found) if self.fits(p) and self._full(p)]
+        return [p for p in dict.fromkeys(found) if self.fits(p)]
 
 
 def _set(plan: Widths, *changes: tuple[int, int]) -> Widths:

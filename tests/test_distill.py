@@ -7,7 +7,7 @@ import pytest
 from models import random_forecaster
 
 from edgetqs import distill
-from edgetqs.distill import _Lesson
+from edgetqs.lesson import Lesson
 from edgetqs.model import frozen
 from edgetqs.quantizer import quantize
 from edgetqs.units import blocks
@@ -33,7 +33,8 @@ def shaken(forecaster, size=0.03, seed=1):
 def test_gradients_equal_finite_differences(kind, feedback):
     teacher = replace(random_forecaster(kind, 5, 4, 2, feedback=feedback), window=10)
     student = shaken(teacher)
-    lesson = _Lesson.of(teacher, 8, 8, 0)
+    lesson = Lesson.of(teacher, 8, 8, 0)
+    lesson = replace(lesson, kinds=((0, lesson.count),))  # the plain mean, which the gradients are of
     gradients = lesson.gradients(student, np.arange(lesson.count))
     rng = np.random.default_rng(0)
     for (index, name), gradient in gradients.items():
@@ -64,7 +65,7 @@ def test_learned_rounding_keeps_the_grid_and_is_not_worse(kind, monkeypatch):
         assert np.array_equal(old.multiplier, new.multiplier)
         limits = np.repeat([2 ** (width - 1) - 1 for width in new.widths], new.gate_rows)
         assert (np.abs(new.weights) <= limits[:, None]).all()
-    held_out = _Lesson.of(forecaster, 24, distill.HELD_OUT, 4)
+    held_out = Lesson.of(forecaster, 24, distill.HELD_OUT, 4)
     errors = [held_out.error(distill.dequantized(forecaster, model)) for model in (before, after)]
     assert errors[1] <= errors[0] * (1 + 1e-3)  # biases are rounded to their steps after the choice
 
@@ -72,7 +73,7 @@ def test_learned_rounding_keeps_the_grid_and_is_not_worse(kind, monkeypatch):
 def test_learning_helps_an_lstm_at_int4():
     forecaster = random_forecaster("lstm", 16, 4, 2)
     widths = dict.fromkeys(blocks(forecaster), 4)
-    held_out = _Lesson.of(forecaster, 24, 32, 77)
+    held_out = Lesson.of(forecaster, 24, 32, 77)
     errors = {
         rounding: held_out.error(distill.dequantized(forecaster, quantize(forecaster, widths, rounding)))
         for rounding in ("nearest", "trajectory", "learned")

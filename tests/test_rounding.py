@@ -1,4 +1,4 @@
-"""Rounding a matrix: nearest, clipped scales, and errors made up for along trajectories."""
+"""Rounding rows: nearest, clipped scales, and errors made up for in the metric of the rollout."""
 
 from dataclasses import replace
 
@@ -9,32 +9,31 @@ from models import KINDS, random_forecaster, uniform
 from edgetqs import distill
 from edgetqs.bptt import Tape
 from edgetqs.distill import dequantized, learn
-from edgetqs.model import Forecaster
+from edgetqs.lesson import Lesson, forecast
 from edgetqs.quantizer import quantize
-from edgetqs.rollout import cells, closed_loop, run, zero_state
-from edgetqs.rounding import CLIPS, clip_scales, damped, limit, nearest, trajectory
+from edgetqs.rollout import cells
+from edgetqs.rounding import CLIPS, along, clip_scales, damped, limit, nearest, without_free
 
-ROWS, COLUMNS = 12, 10
-
-
-def second_moments(x: np.ndarray) -> np.ndarray:
-    extended = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    return extended.T @ extended / len(x)
+ROWS, COLUMNS, FREE = 12, 10, 2
 
 
-def case(seed: int, width: int, mean: float = 0.5):
-    """Weights, bias, scales, limits and the moments of correlated inputs with a mean."""
+def case(seed: int, width: int):
+    """Weights, free columns, scales, limits and a metric for each row."""
     rng = np.random.default_rng(seed)
-    weights, bias = rng.normal(size=(ROWS, COLUMNS)), rng.normal(size=ROWS)
-    x = rng.normal(size=(500, COLUMNS)) @ rng.normal(size=(COLUMNS, COLUMNS)) + mean * rng.normal(size=COLUMNS)
-    limits = np.full(ROWS, float(limit(width)))
-    return weights, bias, np.abs(weights).max(axis=1) / limits, limits, second_moments(x)
+    weights, free = rng.normal(size=(ROWS, COLUMNS)), rng.normal(size=(ROWS, FREE))
+    factors = rng.normal(size=(ROWS, 40, COLUMNS + FREE)) @ rng.normal(size=(COLUMNS + FREE, COLUMNS + FREE))
+    scales = np.repeat(np.abs(weights).max(axis=1, keepdims=True) / limit(width), COLUMNS, axis=1)
+    return weights, free, scales, np.full((ROWS, COLUMNS), float(limit(width))), factors.swapaxes(1, 2) @ factors / 40
 
 
-def cost(weights, bias, scales, moments, integers, corrected) -> np.ndarray:
-    """Mean squared error of each row's product along the inputs."""
-    error = np.concatenate([integers * scales[:, None] - weights, (corrected - bias)[:, None]], axis=1)
-    return np.einsum("rk,kl,rl->r", error, moments, error)
+def cost(weights, free, scales, metric, integers, corrected) -> np.ndarray:
+    """e^T M e of each row."""
+    error = np.concatenate([integers * scales - weights, corrected - free], axis=1)
+    return np.einsum("rk,rkl,rl->r", error, np.broadcast_to(metric, (len(error), *metric.shape[1:])), error)
+
+
+def plainly(weights, scales, limits):
+    return nearest(weights, scales[:, 0], limits[:, 0])
 
 
 @pytest.mark.parametrize(("width", "expected"), [(4, 7), (8, 127)])
@@ -48,113 +47,123 @@ def test_nearest():
 
 
 @pytest.mark.parametrize("width", [4, 8])
-@pytest.mark.parametrize("seed", range(8))
-def test_trajectory_beats_nearest_along_the_inputs(seed, width):
-    weights, bias, scales, limits, moments = case(seed, width)
-    plain = cost(weights, bias, scales, moments, nearest(weights, scales, limits), bias)
-    careful = cost(weights, bias, scales, moments, *trajectory(weights, bias, scales, limits, moments))
-    assert careful.sum() < 0.7 * plain.sum()
+def test_rounding_along_costs_less_than_nearest(width):
+    plain = careful = 0.0
+    for seed in range(8):
+        weights, free, scales, limits, metric = case(seed, width)
+        plain += cost(weights, free, scales, metric, plainly(weights, scales, limits), free).sum()
+        careful += cost(weights, free, scales, metric, *along(weights, free, scales, limits, metric)).sum()
+    assert careful < 0.7 * plain
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("width", [4, 8])
+def test_each_column_is_rounded_where_the_errors_before_it_cost_least(width, shared):
+    weights, free, scales, limits, metric = case(9, width)
+    metric = metric[:1] if shared else metric
+    integers, corrected = along(weights, free, scales, limits, metric)
+    error = np.concatenate([integers * scales - weights, corrected - free], axis=1)
+    for row in range(ROWS):
+        own = metric[0 if shared else row]
+        done: list[int] = []
+        order = np.argsort(-np.einsum("rii->i", metric)[:COLUMNS], kind="stable")
+        for column in [*order, *range(COLUMNS, COLUMNS + FREE)]:
+            rest = [k for k in range(COLUMNS + FREE) if k not in done]
+            best = -error[row, done] @ own[np.ix_(done, rest)] @ np.linalg.inv(own[np.ix_(rest, rest)])
+            moved = best[rest.index(column)]
+            if column >= COLUMNS:
+                assert corrected[row, column - COLUMNS] == pytest.approx(free[row, column - COLUMNS] + moved)
+            else:
+                wanted = np.rint((weights[row, column] + moved) / scales[row, column])
+                assert integers[row, column] == np.clip(wanted, -limit(width), limit(width))
+            done.append(column)
+
+
+def test_a_metric_without_correlations_leaves_nearest_rounding():
+    weights, free, scales, limits, _ = case(0, 4)
+    integers, corrected = along(weights, free, scales, limits, np.eye(COLUMNS + FREE)[None])
+    assert np.array_equal(integers, plainly(weights, scales, limits))
+    assert np.array_equal(corrected, free)
 
 
 @pytest.mark.parametrize("width", [4, 8])
-def test_each_column_is_rounded_where_the_errors_before_it_cost_least(width):
-    weights, bias, scales, limits, moments = case(9, width)
-    integers, corrected = trajectory(weights, bias, scales, limits, moments)
-    metric = damped(moments)
-    error = np.concatenate([integers * scales[:, None] - weights, np.zeros((ROWS, 1))], axis=1)
-    done: list[int] = []
-    for column in [*np.argsort(-np.diag(metric)[:-1]), COLUMNS]:
-        rest = [k for k in range(COLUMNS + 1) if k not in done]
-        best = -error[:, done] @ metric[np.ix_(done, rest)] @ np.linalg.inv(metric[np.ix_(rest, rest)])
-        moved = best[:, rest.index(column)]
-        if column == COLUMNS:
-            np.testing.assert_allclose(corrected, bias + moved, rtol=1e-9)
-        else:
-            wanted = np.clip(np.rint((weights[:, column] + moved) / scales), -limits, limits)
-            assert np.array_equal(integers[:, column], wanted)
-        done.append(column)
-
-
-def test_trajectory_is_nearest_for_unrelated_inputs_of_mean_zero():
-    weights, bias, scales, limits, _ = case(0, 4)
-    integers, corrected = trajectory(weights, bias, scales, limits, np.eye(COLUMNS + 1))
-    assert np.array_equal(integers, nearest(weights, scales, limits))
-    assert np.array_equal(corrected, bias)
-
-
-@pytest.mark.parametrize("width", [4, 8])
-def test_trajectory_keeps_representable_weights(width):
-    _, bias, _, limits, moments = case(1, width)
+def test_representable_weights_are_kept(width):
+    _, free, _, limits, metric = case(1, width)
     exact = np.random.default_rng(2).integers(-limit(width), limit(width) + 1, (ROWS, COLUMNS))
-    scales = np.linspace(0.01, 0.3, ROWS)
-    integers, corrected = trajectory(exact * scales[:, None], bias, scales, limits, moments)
+    scales = np.repeat(np.linspace(0.01, 0.3, ROWS)[:, None], COLUMNS, axis=1)
+    integers, corrected = along(exact * scales, free, scales, limits, metric)
     assert np.array_equal(integers, exact)
-    assert np.array_equal(corrected, bias)
+    np.testing.assert_allclose(corrected, free, atol=1e-12)
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.3])
 @pytest.mark.parametrize("width", [4, 8])
-def test_trajectory_respects_limits(width, clip):
-    weights, bias, scales, limits, moments = case(3, width)
-    integers, _ = trajectory(weights, bias, clip * scales, limits, moments)
+def test_limits_are_respected(width, clip):
+    weights, free, scales, limits, metric = case(3, width)
+    integers, _ = along(weights, free, clip * scales, limits, metric)
     assert np.abs(integers).max() <= limit(width)
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.5])
-def test_bias_takes_the_mean_error(clip):
-    weights, bias, scales, limits, moments = case(4, 4, mean=3.0)
-    scales = clip * scales
-    integers, corrected = trajectory(weights, bias, scales, limits, moments)
-    mean_error = (integers * scales[:, None] - weights) @ moments[:-1, -1]
-    assert np.abs(mean_error).max() > 0.1
-    # 1e-9 is what damping adds to the constant's moment of 1.
-    np.testing.assert_allclose(corrected - bias, -mean_error, rtol=1e-8, atol=1e-12)
+def test_columns_may_have_scales_and_limits_of_their_own():
+    weights, free, scales, limits, metric = case(4, 4)
+    scales[:, 5:] *= 7 / 127
+    limits[:, 5:] = 127
+    mixed = cost(weights, free, scales, metric, *along(weights, free, scales, limits, metric)).sum()
+    coarse = case(4, 4)
+    assert mixed < 0.8 * cost(*coarse[:3], metric, *along(*coarse)).sum()
 
 
-@pytest.mark.parametrize("moments", [np.zeros((COLUMNS + 1,) * 2), np.diag([0.0] * COLUMNS + [1.0])])
-def test_inputs_that_are_always_zero_leave_nearest_rounding(moments):
-    weights, bias, scales, limits, _ = case(5, 4)
-    integers, corrected = trajectory(weights, bias, scales, limits, moments)
-    assert np.array_equal(integers, nearest(weights, scales, limits))
-    assert np.array_equal(corrected, bias)
-    assert np.isfinite(clip_scales(weights, scales, limits, moments)).all()
+@pytest.mark.parametrize("metric", [np.zeros((COLUMNS + FREE,) * 2), np.diag([0.0] * COLUMNS + [1.0] * FREE)])
+def test_rows_that_the_rollout_never_feels_are_rounded_to_nearest(metric):
+    weights, free, scales, limits, _ = case(5, 4)
+    raised = damped(metric[None], FREE, 0.01)
+    integers, corrected = along(weights, free, scales, limits, raised)
+    assert np.array_equal(integers, plainly(weights, scales, limits))
+    assert np.array_equal(corrected, free)
+    own = without_free(raised, slice(0, COLUMNS), FREE)
+    assert np.isfinite(clip_scales(weights, scales[:, 0], limits[:, 0], own)).all()
 
 
-def test_dead_input_among_others_is_harmless():
-    weights, bias, scales, limits, moments = case(6, 4)
-    moments[3, :] = moments[:, 3] = 0
-    integers, corrected = trajectory(weights, bias, scales, limits, moments)
-    assert np.array_equal(integers[:, 3], nearest(weights, scales, limits)[:, 3])
-    assert np.isfinite(corrected).all()
+def test_damping_raises_weights_by_their_mean_and_free_columns_by_next_to_nothing():
+    metric = case(6, 4)[4]
+    raised = damped(metric, FREE, 0.5) - metric
+    mean = np.einsum("rii->ri", metric)[:, :COLUMNS].mean(axis=1)
+    for row in range(ROWS):
+        np.testing.assert_allclose(np.diag(raised[row])[:COLUMNS], 0.5 * mean[row])
+        assert 0 < np.diag(raised[row])[COLUMNS:].max() < 1e-4 * mean[row]
+        assert np.count_nonzero(raised[row] - np.diag(np.diag(raised[row]))) == 0
+
+
+def test_without_free_is_the_least_cost_over_the_free_columns():
+    metric = case(7, 4)[4]
+    own = without_free(metric, slice(0, COLUMNS), FREE)
+    error = np.random.default_rng(0).normal(size=(ROWS, COLUMNS))
+    for row in range(ROWS):
+        best = -np.linalg.solve(metric[row, COLUMNS:, COLUMNS:], metric[row, COLUMNS:, :COLUMNS] @ error[row])
+        whole = np.concatenate([error[row], best])
+        assert error[row] @ own[row] @ error[row] == pytest.approx(whole @ metric[row] @ whole)
 
 
 @pytest.mark.parametrize("width", [4, 8])
 def test_clip_scales_never_err_more_than_the_full_scale(width):
-    weights, bias, scales, limits, moments = case(7, width)
+    weights, _, _, limits, metric = case(7, width)
     weights[:, 0] *= 4  # an outlier that is worth clipping
-    scales = np.abs(weights).max(axis=1) / limits
-    clipped = clip_scales(weights, scales, limits, moments)
+    metric = metric[:, :COLUMNS, :COLUMNS]
+    scales = np.abs(weights).max(axis=1) / limits[:, 0]
+    clipped = clip_scales(weights, scales, limits[:, 0], metric)
 
-    def centred(scales):
-        error = nearest(weights, scales, limits) * scales[:, None] - weights
-        return cost(weights, bias, scales, moments, nearest(weights, scales, limits), bias - error @ moments[:-1, -1])
+    def error(scales):
+        off = nearest(weights, scales, limits[:, 0]) * scales[:, None] - weights
+        return np.einsum("rk,rkl,rl->r", off, metric, off)
 
     ratio = clipped / scales
     assert np.isclose(ratio[:, None], CLIPS).any(axis=1).all()
-    damping = 0.01 * np.trace(moments[:-1, :-1]) / COLUMNS * np.sum(weights**2, axis=1)
-    assert (centred(clipped) <= centred(scales) + damping).all()
+    assert (error(clipped) <= error(scales) * (1 + 1e-9)).all()
     if width == 4:
         assert (ratio < 1).any()
 
 
 # ---- Learned rounding ----
-
-
-def forecast(forecaster: Forecaster, stack, history: np.ndarray, future: np.ndarray) -> np.ndarray:
-    y, state = run(stack, zero_state(stack, (len(history),)), history)
-    if forecaster.feedback.pairs:
-        y, _ = closed_loop(forecaster, stack, state, history[:, -1], y[:, -1], future.shape[1], future)
-    return y
 
 
 @pytest.mark.parametrize("feedback", [True, False])
@@ -207,7 +216,7 @@ def test_learning_is_never_worse_and_repeatable(monkeypatch):
     for a, b in zip(first.layers, second.layers, strict=True):
         assert np.array_equal(a.kernel, b.kernel)
         assert np.array_equal(a.bias, b.bias)
-    held_out = distill._Lesson.of(forecaster, 24, distill.HELD_OUT, 4)
+    held_out = Lesson.of(forecaster, 24, distill.HELD_OUT, 4)
     assert held_out.error(first) <= held_out.error(student)
     for (index, tensor), grid in grids.items():
         integers = getattr(first.layers[index], tensor) / grid.scales[..., None]

