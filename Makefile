@@ -37,7 +37,7 @@ $(VENV)/demo: pyproject.toml
 	touch $@
 
 $(VENV)/test: pyproject.toml
-	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow]"
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe]"
 	touch $@ $(VENV)/demo
 
 $(VENV)/bench: pyproject.toml

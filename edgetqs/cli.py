@@ -16,7 +16,7 @@ import click
 
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
-from edgetqs.output import Output, plain
+from edgetqs.output import Output, global_flags, plain, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The edgetqs.toml to use.")
@@ -25,6 +25,9 @@ GRANULARITY = click.option(
 )
 TARGET = click.option("--target", metavar="NAME", help="Device, or a path to its .toml; see `edgetqs targets`.")
 BUDGET = click.option("--flash-budget", type=click.IntRange(min=1), metavar="BYTES", help="Flash for the whole image.")
+BLACK_BOX = click.option(
+    "--black-box", is_flag=True, help="MODEL is a .tflite: perturb its constants, run it in LiteRT."
+)
 REFINE = click.option(
     "--refine/--no-refine", default=True, help="Improve the plan by rolling out quantized candidates, or not. [refine]"
 )
@@ -74,10 +77,13 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
     out = out or model.parent / CONFIG_NAME
     if out.exists() and not force:
         raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
-    text = suggest(read_model(model), model)
-    part = out.with_name(out.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    if model.suffix.lower() == ".tflite":
+        from edgetqs.tflite_forecaster import read_black_box
+
+        text = suggest(read_black_box(model).forecaster, model)
+    else:
+        text = suggest(read_model(model), model)
+    write_file(out, text.encode())
     if output.as_json:
         output.json({"written": str(out)})
     else:
@@ -95,29 +101,7 @@ def inspect(output: Output, model: Path | None, config: Path | None) -> None:
     project = _project(output, model, config)
     forecaster = project.forecaster
     if output.as_json:
-        layers = [
-            {
-                "name": layer.name,
-                "kind": type(layer).__name__,
-                "about": show.describe(layer),
-                "weights": sum(getattr(layer, tensor).size for tensor in layer.tensors),
-            }
-            for layer in forecaster.layers
-        ]
-        output.json(
-            {
-                "name": forecaster.name,
-                "sha256": forecaster.sha256,
-                "parameters": forecaster.parameters,
-                "streaming": forecaster.streaming,
-                "window": forecaster.window,
-                "horizon": project.horizon,
-                "layers": layers,
-                "inputs": forecaster.inputs,
-                "outputs": forecaster.outputs,
-                "feedback": forecaster.feedback,
-            }
-        )
+        output.json(show.model_table(forecaster, project.horizon))
     else:
         show.model(output.console, forecaster, project.horizon)
 
@@ -127,23 +111,34 @@ def inspect(output: Output, model: Path | None, config: Path | None) -> None:
 @CONFIG
 @GRANULARITY
 @HORIZON
+@BLACK_BOX
 @click.pass_obj
 def score(
-    output: Output, model: Path | None, config: Path | None, granularity: str | None, horizon: int | None
+    output: Output,
+    model: Path | None,
+    config: Path | None,
+    granularity: str | None,
+    horizon: int | None,
+    black_box: bool,
 ) -> None:
     """Show how sensitive the rollout is to errors in each unit of weights (TQS)."""
-    from edgetqs import show
+    from edgetqs import blackbox, show
     from edgetqs.audit import audit
     from edgetqs.project import read_data
     from edgetqs.tqs import score as compute
 
-    project = _project(output, model, config, horizon)
-    output.progress("scoring")
-    scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
     agreement = None
+    if black_box:
+        project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
+        output.notes(project.notes)
+    else:
+        project = _project(output, model, config, horizon)
+        output.progress("scoring")
+        scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
     if project.data is not None:
         output.progress("auditing with data")
-        agreement = audit(project.forecaster, scores, read_data(project.data, project.forecaster))
+        data = read_data(project.data, project.forecaster)
+        agreement = blackbox.audit(box, scores, data) if black_box else audit(project.forecaster, scores, data)
     if output.as_json:
         output.json(
             {
@@ -176,7 +171,11 @@ def score(
 @ROUNDING
 @REFINE
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this JSON file.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@BLACK_BOX
+@click.option(
+    "--apply", "quantized", type=click.Path(path_type=Path), help="With --black-box: quantize into this .tflite."
+)
+@click.option("--force", is_flag=True, help="Replace the files if they are there.")
 @click.pass_obj
 def plan(
     output: Output,
@@ -190,17 +189,44 @@ def plan(
     rounding: str | None,
     refine: bool,
     out: Path | None,
+    black_box: bool,
+    quantized: Path | None,
     force: bool,
 ) -> None:
-    """Choose widths within the flash of a device, as `build` would, or within --weight-budget."""
-    from edgetqs import show
+    """Choose widths within the flash of a device, as `build` would, or within --weight-budget.
+
+    With --black-box the plan is written as a recipe of ai-edge-quantizer.
+    """
+    from edgetqs import blackbox, show
     from edgetqs.pipeline import Options, plan_image, plan_weights
+    from edgetqs.recipe import apply, plan_recipe
     from edgetqs.target import load_target
 
     if flash_budget is not None and weight_budget is not None:
         raise BadInput("--flash-budget and --weight-budget exclude each other", todo="give one of them")
-    if out is not None and out.exists() and not force:
-        raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
+    for path, option in ((out, "--out"), (quantized, "--apply")):
+        if path is not None and path.exists() and not force:
+            raise BadInput("the file exists", str(path), f"replace it with --force, or choose another with {option}")
+    if black_box:
+        if flash_budget is not None or target is not None or rounding is not None:
+            raise BadInput("a black box is planned for no device and no rounding", todo="give --weight-budget alone")
+        project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
+        output.notes(project.notes)
+        recipe = plan_recipe(box, scores, weight_budget)
+        if quantized is not None:
+            output.progress("quantizing")
+            recipe = apply(box, recipe, project.horizon)
+            write_file(quantized, recipe.content)
+        if out is not None:
+            write_file(out, json.dumps(recipe.rules, indent=1).encode() + b"\n")
+        if output.as_json:
+            output.json(recipe.to_json())
+        else:
+            show.plan(output.console, recipe.plan)
+            click.echo("\n".join(recipe.lines(str(quantized))))
+        return
+    if quantized is not None:
+        raise BadInput("--apply needs --black-box", todo="`edgetqs build` quantizes a Keras model")
     project = _project(output, model, config, horizon)
     name = _target_name(project, target)
     if weight_budget is None:
@@ -214,9 +240,7 @@ def plan(
             output.progress,
         )
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
-        part.replace(out)
+        write_file(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
     if output.as_json:
         output.json(chosen.to_json())
     else:
@@ -337,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack the characters of a curve
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given, flags = _global_flags(given)
+    given, flags = global_flags(given)
     try:
         cli.main(args=[*flags, *given], prog_name="edgetqs", standalone_mode=False)
     except EdgeTqsError as error:
@@ -369,11 +393,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
-
-
-def _global_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """--json, --debug and -q may stand anywhere."""
-    known = {"--json", "--debug", "-q", "--quiet"}
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    flags = [a for a in arguments[:end] if a in known]
-    return [a for a in arguments[:end] if a not in known] + arguments[end:], flags

@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,19 @@ class Run:
     log: str  # standard output and error; semihosting text too
     counts: tuple[int, ...]  # instructions, one number a pair of markers
     how: str  # "tcg plugin", "icount", "not counted", or "not run: " and the reason
+
+
+def survives(module: str, *arguments: str, timeout_s: float = 120) -> str:
+    """Run ``module.trial(*arguments)`` in a Python of its own; "" if it ends, else what happened to it."""
+    code = f"import sys, {module}; {module}.trial(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return f"does not end in {timeout_s:g} s"
+    if done.returncode < 0:
+        return f"is killed by {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or ["fails"])[-1] if done.returncode else ""
 
 
 def run(

@@ -17,7 +17,7 @@ from edgetqs.fixedpoint import Integers
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """LiteRT announces its delegate on the process's standard error; that is not for users."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -55,7 +55,7 @@ class Steps:
     states: dict[str, Integers]
 
 
-@_quiet()
+@quiet()
 def run_steps(content: bytes, inputs: Integers, resets: set[int] = frozenset()) -> Steps:  # type: ignore[assignment]
     """Feed ``inputs`` (T, inputs) through ``step`` from a zero state, which is also taken before each of ``resets``."""
     runner = interpreter(content).get_signature_runner("step")
@@ -74,14 +74,14 @@ def run_steps(content: bytes, inputs: Integers, resets: set[int] = frozenset()) 
     return Steps(np.array(outputs, np.int64), {name: np.array(values, np.int64) for name, values in states.items()})
 
 
-@_quiet()
+@quiet()
 def run_sequence(content: bytes, inputs: Integers) -> Integers:
     """The ``sequence`` signature on one window (T, inputs): (outputs,) or (T, outputs)."""
     runner = interpreter(content).get_signature_runner("sequence")
     return runner(x=inputs.astype(np.int16)[None])["y"][0].astype(np.int64)
 
 
-@_quiet()
+@quiet()
 def tensors_of_step(content: bytes, x: Integers, state: dict[str, Integers]) -> dict[int, Integers]:
     """Every tensor of subgraph 0 after one step from ``state``, by index."""
     engine = interpreter(content, preserve_all=True)

@@ -52,6 +52,21 @@ class Output:
         click.echo(json.dumps(value, indent=1, default=plain))
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """The whole file or none."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def global_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """--json, --debug and -q may stand anywhere."""
+    known = {"--json", "--debug", "-q", "--quiet"}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [a for a in arguments[:end] if a in known]
+    return [a for a in arguments[:end] if a not in known] + arguments[end:], flags
+
+
 def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -95,17 +95,7 @@ def plan(
     """
     table = Table.of(forecaster, scores, kernels)
     chosen = table.solve(budget_bytes)
-    front: tuple[Point, ...] = ()
-    if points:
-        low, high = table.total([4] * len(table.units)), table.total([8] * len(table.units))
-        budgets = {int(budget) for budget in np.linspace(low, high, points)}
-        solved = {tuple(table.solve(budget)) for budget in sorted(budgets)}
-        front = tuple(
-            sorted(
-                (Point(table.total(w), table.predicted(w), "".join(map(str, w))) for w in solved),
-                key=lambda point: (point.weight_bytes, point.predicted),
-            )
-        )
+    front = table.front(points) if points else ()
     return replace(table.planned(chosen), budget_bytes=budget_bytes, front=front)
 
 
@@ -225,6 +215,18 @@ class Table:
             raise CheckFailed(f"the solver gave up: {result.message}", "plan", "try another granularity")
         return [8 if value > 0.5 else 4 for value in result.x]
 
+    def front(self, points: int) -> tuple[Point, ...]:
+        """The best plans of that many budgets between all int4 and all int8."""
+        low, high = self.total([4] * len(self.units)), self.total([8] * len(self.units))
+        budgets = {int(budget) for budget in np.linspace(low, high, points)}
+        solved = {tuple(self.solve(budget)) for budget in sorted(budgets)}
+        return tuple(
+            sorted(
+                (Point(self.total(w), self.predicted(w), "".join(map(str, w))) for w in solved),
+                key=lambda point: (point.weight_bytes, point.predicted),
+            )
+        )
+
     def planned(self, widths: list[int]) -> Plan:
         count = len(self.units)
         rows = tuple(
@@ -259,8 +261,11 @@ def _block_bytes(forecaster: Forecaster, block: Block, width: int, kernels: str)
 
 
 def _block_error(forecaster: Forecaster, block: Block, width: int) -> float:
-    """|Q(W) - W|^2 with one scale a row and nearest rounding."""
-    matrix = weights(forecaster, block).astype(np.float64)
+    return rounding_error(weights(forecaster, block).astype(np.float64), width)
+
+
+def rounding_error(matrix: np.ndarray, width: int) -> float:
+    """|Q(W) - W|^2 of a matrix (rows, columns) with one scale a row and nearest rounding."""
     limits = np.full(len(matrix), float(limit(width)))
     scales = np.maximum(np.abs(matrix).max(axis=1) / limits, 1e-30)
     return float(np.sum((nearest(matrix, scales, limits) * scales[:, None] - matrix) ** 2))

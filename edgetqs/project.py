@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from edgetqs.read import read_model
 
 CONFIG_NAME = "edgetqs.toml"
 ROLES = ("feedback", "known", "held")
+#: Makes a forecaster of a model's file.
+Reader: TypeAlias = Callable[[Path], Forecaster]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +50,25 @@ def load(path: str | Path) -> Forecaster:
     return load_project(None, path).forecaster if path.suffix == ".toml" else load_project(path, None).forecaster
 
 
-def load_project(model: Path | None, config: Path | None) -> Project:
+def load_project(model: Path | None, config: Path | None, reader: Reader | None = None) -> Project:
     """The model with its configuration.
 
     Without ``config``, an ``edgetqs.toml`` beside the model that names it is
     used; without ``model``, the one in the working folder; without either,
-    the bundled sample.
+    the bundled sample. ``reader`` takes the place of ``read_model``.
     """
     if config is not None:
-        return _configured(config, model)
+        return _configured(config, model, reader)
     if model is None:
         here = Path(CONFIG_NAME)
         if here.is_file():
-            return _configured(here, None)
-        sample = _configured(sample_dir() / CONFIG_NAME, None)
+            return _configured(here, None, reader)
+        sample = _configured(sample_dir() / CONFIG_NAME, None, reader)
         return replace(sample, notes=("no model given: this is the bundled sample weather forecaster",))
     beside = model.parent / CONFIG_NAME
     if beside.is_file() and _names(beside, model):
-        return _configured(beside, model)
-    forecaster, guesses = guess(read_model(model))
+        return _configured(beside, model, reader)
+    forecaster, guesses = guess((reader or read_model)(model))
     return Project(forecaster, 24, source=str(model), notes=guesses)
 
 
@@ -134,7 +136,7 @@ def _finite(value: float) -> str:
     return "" if np.isfinite(value) else "must be finite"
 
 
-def _configured(config: Path, model: Path | None) -> Project:
+def _configured(config: Path, model: Path | None, reader: Reader | None) -> Project:
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
@@ -154,7 +156,7 @@ def _configured(config: Path, model: Path | None) -> Project:
     if model is None and file is None:
         raise BadInput("names no model", str(config), 'add file = "model.keras" under [model]')
     path = model if model is not None else config.parent / str(file)
-    forecaster = read_model(path)
+    forecaster = (reader or read_model)(path)
     forecaster = replace(
         forecaster,
         name=about.take("name", str, forecaster.name),

@@ -19,6 +19,7 @@ def read_model(path: str | Path) -> Forecaster:
         from edgetqs.read_keras import read_keras
 
         return read_keras(path)
-    raise BadInput(
-        f"cannot read a {path.suffix or 'nameless'} file", str(path), f"save the model as {' or '.join(KERAS_SUFFIXES)}"
-    )
+    todo = f"save the model as {' or '.join(KERAS_SUFFIXES)}"
+    if path.suffix.lower() == ".tflite":
+        todo += "; `edgetqs score` and `edgetqs plan` take a .tflite with --black-box"
+    raise BadInput(f"cannot read a {path.suffix or 'nameless'} file", str(path), todo)

@@ -69,6 +69,31 @@ def model(console: Console, forecaster: Forecaster, horizon: int) -> None:
     table(console, "Outputs", ["name", "unit", ">mean", ">std"], outputs, f"window {forecaster.window}, {loop}")
 
 
+def model_table(forecaster: Forecaster, horizon: int) -> dict[str, Any]:
+    """The same for ``--json``."""
+    layers = [
+        {
+            "name": layer.name,
+            "kind": type(layer).__name__,
+            "about": describe(layer),
+            "weights": sum(getattr(layer, tensor).size for tensor in layer.tensors),
+        }
+        for layer in forecaster.layers
+    ]
+    return {
+        "name": forecaster.name,
+        "sha256": forecaster.sha256,
+        "parameters": forecaster.parameters,
+        "streaming": forecaster.streaming,
+        "window": forecaster.window,
+        "horizon": horizon,
+        "layers": layers,
+        "inputs": forecaster.inputs,
+        "outputs": forecaster.outputs,
+        "feedback": forecaster.feedback,
+    }
+
+
 def describe(layer: Any) -> str:
     """Sizes and the options that differ from the usual."""
     if isinstance(layer, RECURRENT):

@@ -16,7 +16,7 @@ reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,6 +77,18 @@ class Score:
         return tuple(unit for unit in self.units if unit.flag)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one unit: G by step, the local score, and the eps and norm that it was measured with."""
+
+    unit: Unit
+    growth: Values
+    local: float
+    epsilon: float
+    flag: str
+    size: float
+
+
 def score(
     forecaster: Forecaster,
     horizon: int = 24,
@@ -108,36 +120,53 @@ def score(
     states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
     one_step = step(start.stack, states, inputs.reshape(-1, inputs.shape[-1]))[0]
 
-    measured: list[tuple[Unit, Values, float, float, str]] = []
+    measured: list[Measured] = []
     passes = len(inputs.reshape(-1, 1)) // inputs.shape[-1]
     for unit in units(forecaster, granularity):
         size = norm(forecaster, unit)
         if size == 0:
-            measured.append((unit, np.zeros(len(reference)), 0.0, EPSILONS[0], "all weights are zero"))
+            measured.append(Measured(unit, np.zeros(len(reference)), 0.0, EPSILONS[0], "all weights are zero", 0.0))
             continue
         deltas = _directions(forecaster, unit, directions, rng)
-        growth, epsilon, flag, used = _plateau(forecaster, start, reference, unit, deltas, size, perturb_burn_in)
+
+        def growth_at(scale: float, unit: Unit = unit, deltas: list[Values] = deltas) -> Values:
+            stack = _perturbed(start.stack, unit, deltas, scale)
+            return _growth(forecaster, start, reference, stack, scale, perturb_burn_in)
+
+        growth, epsilon, flag, evaluations = plateau(growth_at, size)
         tilted = _perturbed(start.stack, unit, deltas, epsilon * size)
         off = step(tilted, states, inputs.reshape(-1, inputs.shape[-1]))[0] - one_step
         local = float(np.mean((off / start.spread) ** 2)) / (epsilon * size) ** 2
-        measured.append((unit, growth, local, epsilon, flag))
-        passes += used + len(deltas[0]) * len(one_step)
+        measured.append(Measured(unit, growth, local, epsilon, flag, size))
+        passes += len(deltas[0]) * (evaluations * reference.shape[0] * reference.shape[1] + len(one_step))
+    counts = (len(start.reference), start.collapsed, start.diverged, passes)
+    return summarise(granularity, horizon, measured, start.spread, counts)
 
-    saturates = [_saturation(forecaster, *entry[:2], entry[3]) for entry in measured]
+
+def summarise(
+    granularity: str, horizon: int, measured: Sequence[Measured], spread: Values, counts: tuple[int, int, int, int]
+) -> Score:
+    """The score up to saturation; ``counts`` are trajectories, collapsed, diverged and forward passes."""
+    saturates = [saturation(entry.growth, entry.epsilon * entry.size) for entry in measured]
     scored = max(1, min(saturates, default=horizon))
     return Score(
         granularity,
         horizon,
         scored,
         tuple(
-            UnitScore(unit, float(growth[:scored].mean()), local, tuple(map(float, growth)), epsilon, flag, steps)
-            for (unit, growth, local, epsilon, flag), steps in zip(measured, saturates, strict=True)
+            UnitScore(
+                entry.unit,
+                float(entry.growth[:scored].mean()),
+                entry.local,
+                tuple(map(float, entry.growth)),
+                entry.epsilon,
+                entry.flag,
+                steps,
+            )
+            for entry, steps in zip(measured, saturates, strict=True)
         ),
-        tuple(float(value) for value in start.spread),
-        len(start.reference),
-        start.collapsed,
-        start.diverged,
-        passes,
+        tuple(float(value) for value in spread),
+        *counts,
     )
 
 
@@ -222,38 +251,33 @@ def _growth(
     return np.array(growth, np.float64) / size**2
 
 
-def _plateau(
-    forecaster: Forecaster,
-    start: Trajectories,
-    reference: Values,
-    unit: Unit,
-    deltas: list[Values],
-    size: float,
-    burn_in: bool,
+def plateau(
+    growth_at: Callable[[float], Values], size: float, epsilons: Sequence[float] | None = None
 ) -> tuple[Values, float, str, int]:
-    """(growth, eps, flag, forward passes) at the first eps where G(eps) and G(eps/2) agree."""
-    passes, best = 0, None
-    for epsilon in EPSILONS:
-        full, half = (
-            _growth(forecaster, start, reference, _perturbed(start.stack, unit, deltas, scale), scale, burn_in)
-            for scale in (epsilon * size, epsilon * size / 2)
-        )
-        passes += 2 * len(deltas[0]) * len(full) * reference.shape[1]
+    """(growth, eps, flag, evaluations) at the first eps where G(eps) and G(eps/2) agree.
+
+    ``growth_at`` gives G by step for perturbations of a norm; ``size`` is the unit's,
+    ``epsilons`` replace ``EPSILONS``.
+    """
+    evaluations, best = 0, None
+    for epsilon in epsilons or EPSILONS:
+        full, half = growth_at(epsilon * size), growth_at(epsilon * size / 2)
+        evaluations += 2
         whole = full.mean()
         if np.sqrt(whole) * epsilon * size < NOISE:
             best = best or (full, epsilon, "below float noise: the unit hardly reaches the output")
             continue
         disagreement = abs(half.mean() / whole - 1)
         if disagreement <= PLATEAU:
-            return full, epsilon, "", passes
+            return full, epsilon, "", evaluations
         if best is None or epsilon < best[1]:
             best = (full, epsilon, f"no plateau: G changes by {disagreement:.0%} when eps is halved")
     assert best is not None
-    return *best, passes
+    return *best, evaluations
 
 
-def _saturation(forecaster: Forecaster, unit: Unit, growth: Values, epsilon: float) -> int:
-    """How many steps pass before the deviation reaches ``SATURATED`` of the spread."""
-    deviation = np.sqrt(growth) * epsilon * norm(forecaster, unit)
+def saturation(growth: Values, perturbation: float) -> int:
+    """How many steps pass before the deviation by a perturbation of this norm reaches ``SATURATED`` of the spread."""
+    deviation = np.sqrt(growth) * perturbation
     beyond = np.flatnonzero(deviation > SATURATED)
     return int(beyond[0]) if len(beyond) else len(growth)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetqs.errors import BadInput
 from edgetqs.model import Forecaster
@@ -137,6 +138,32 @@ def keep_alive(
         reference, _ = closed_loop(forecaster, stack, state, x, y, future.shape[1], future)
     else:
         reference, _ = run(stack, state, future)
+    alive, collapsed, diverged = select_alive(forecaster, reference)
+    reference = reference[alive]
+    return Trajectories(
+        stack,
+        burn_in[alive],
+        tuple(tuple(value[alive] for value in one) for one in state),
+        x[alive],
+        y[alive],
+        future[alive],
+        reference,
+        spread_of(reference),
+        collapsed,
+        diverged,
+    )
+
+
+def spread_of(reference: Values) -> Values:
+    """Standard deviation of each output over all rollouts (B, T, outputs)."""
+    return np.maximum(reference.std(axis=(0, 1)), COLLAPSED)
+
+
+def select_alive(forecaster: Forecaster, reference: Values) -> tuple[NDArray[np.bool_], int, int]:
+    """Which rollouts (B, T, outputs) to keep, and how many collapsed and diverged.
+
+    Raises ``BadInput`` when too few remain bounded.
+    """
     finite = np.asarray(np.isfinite(reference).all(axis=(1, 2)))
     values = np.where(finite[:, None, None], reference, 0)
     moving = values.std(axis=1).max(axis=-1) > COLLAPSED
@@ -152,16 +179,4 @@ def keep_alive(
             forecaster.name,
             "check the feedback map and the means and standard deviations in edgetqs.toml",
         )
-    reference = reference[alive]
-    return Trajectories(
-        stack,
-        burn_in[alive],
-        tuple(tuple(value[alive] for value in one) for one in state),
-        x[alive],
-        y[alive],
-        future[alive],
-        reference,
-        np.maximum(reference.std(axis=(0, 1)), COLLAPSED),
-        int((~moving & bounded).sum()),
-        int((~bounded).sum()),
-    )
+    return np.asarray(alive), int((~moving & bounded).sum()), int((~bounded).sum())
