@@ -16,7 +16,7 @@ import click
 
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
-from edgetqs.output import Output, global_flags, plain, write_file
+from edgetqs.output import Output, global_flags, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The edgetqs.toml to use.")
@@ -124,10 +124,11 @@ def score(
     """Show how sensitive the rollout is to errors in each unit of weights (TQS)."""
     from edgetqs import blackbox, show
     from edgetqs.audit import audit
+    from edgetqs.dynamics import dynamics
     from edgetqs.project import read_data
     from edgetqs.tqs import score as compute
 
-    agreement = None
+    agreement = lyapunov = None
     if black_box:
         project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
         output.notes(project.notes)
@@ -135,25 +136,15 @@ def score(
         project = _project(output, model, config, horizon)
         output.progress("scoring")
         scores = compute(project.forecaster, project.horizon, granularity or project.granularity)
+        lyapunov = dynamics(project.forecaster, project.horizon)
     if project.data is not None:
         output.progress("auditing with data")
         data = read_data(project.data, project.forecaster)
         agreement = blackbox.audit(box, scores, data) if black_box else audit(project.forecaster, scores, data)
     if output.as_json:
-        output.json(
-            {
-                "schema": 1,
-                "kind": "edgetqs score",
-                **plain(scores),
-                "units": [
-                    {**plain(entry), "unit": entry.unit.name, "tqs": entry.tqs, "amplification": entry.amplification}
-                    for entry in scores.units
-                ],
-                "rank_agreement_with_data": agreement,
-            }
-        )
+        output.json({**show.score_table(scores, lyapunov), "rank_agreement_with_data": agreement})
         return
-    show.score(output.console, scores)
+    show.score(output.console, scores, lyapunov)
     if agreement is not None:
         click.echo(f"rank agreement with scores on data: {agreement:.3f}")
 

@@ -22,6 +22,8 @@ from edgetqs.trajectories import Trajectories, synthesise
 #: Tangent vectors carried, and the size of the difference that stands for one.
 EXPONENTS, TANGENT = 3, 1e-6
 TRAJECTORIES = 24
+#: Steps before counting begins: most of a random difference is forgotten at once, and the path settles.
+WARM_UP = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def dynamics(forecaster: Forecaster, horizon: int = 24, *, seed: int = 0) -> Dyn
     """Finite-time Lyapunov exponents over ``horizon`` steps (the window for a direct forecaster)."""
     closed = bool(forecaster.feedback.pairs)
     steps = horizon if closed else forecaster.window
-    start = synthesise(forecaster, steps + 1, count=TRAJECTORIES, seed=seed)
+    start = synthesise(forecaster, WARM_UP + steps + 1, count=TRAJECTORIES, seed=seed)
     driven = _exponents(forecaster, start, steps, False, seed)
     return Dynamics(_exponents(forecaster, start, steps, True, seed) if closed else None, driven)
 
@@ -61,13 +63,15 @@ def _exponents(forecaster: Forecaster, start: Trajectories, steps: int, closed: 
         point = np.concatenate([point, start.y[:, [source for source, _ in forecaster.feedback.pairs]]], axis=1)
     tangents = np.linalg.qr(rng.standard_normal((len(point), dimensions, count)))[0]
     x, logs = start.x, np.zeros((len(point), count))
-    for k in range(steps):
+    for k in range(WARM_UP + steps):
         known = start.future[:, k]
         # The point and the points beside it, (trajectories, 1 + count, dimensions), in one step.
         beside = np.concatenate([point[:, None], point[:, None] + TANGENT * tangents.swapaxes(1, 2)], axis=1)
         after, inputs = _advance(forecaster, start, beside, x[:, None], known[:, None], closed)
         point, x = after[:, 0], inputs[:, 0]
         tangents, stretched = np.linalg.qr((after[:, 1:] - after[:, :1]).swapaxes(1, 2) / TANGENT)
+        if k < WARM_UP:
+            continue
         logs += np.log(np.maximum(np.abs(np.einsum("bii->bi", stretched)), 1e-300))
     rates = logs / steps
     return Exponents(tuple(float(value) for value in rates.mean(axis=0)), float(rates[:, 0].std()), steps)

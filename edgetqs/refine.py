@@ -32,8 +32,10 @@ from edgetqs.units import Block, blocks
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
 SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
+#: The a priori plan stays unless another one's squared error is below this part of its own: less may be chance.
+MARGIN = 0.9
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
-WORK, MOST, FEWEST = 4e11, 1500, 200
+WORK, MOST, FEWEST = 1e11, 400, 150
 #: How trajectory rounding is tried before the plan is settled; the last word has ``quantize``.
 STYLE = Style(0.02, False)
 #: Plans in one batch, and the values of one layer's gates in it.
@@ -61,7 +63,9 @@ def refine(
     bench = Bench.of(forecaster, table, rounding, observations, metrics)
     start = tuple(unit.width for unit in plan.units)
     pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
-    chosen = bench.choose([start, *pool])
+    errors = bench.errors([start, *pool], judged=True)
+    best = int(np.argmin(errors))
+    chosen = [start, *pool][best] if errors[best] < MARGIN * errors[0] else start
     return replace(table.planned(list(chosen)), budget_bytes=plan.budget_bytes, front=plan.front)
 
 
@@ -115,10 +119,6 @@ class Bench:
             stack = self.stack(plans[first : first + size])
             found += [float(value) for value in lesson.errors(self.forecaster, stack)]
         return found
-
-    def choose(self, plans: Sequence[Widths]) -> Widths:
-        """The best of some plans on the trajectories that the search has not seen."""
-        return plans[int(np.argmin(self.errors(plans, judged=True)))]
 
     def stack(self, plans: Sequence[Widths]) -> tuple[Cell, ...]:
         """The plans' weights side by side on a leading axis."""
@@ -193,31 +193,33 @@ class Search:
         return plans
 
     def _climb(self, plan: Widths) -> None:
-        """The best neighbour, again and again until none is better."""
+        """The best neighbour, again and again until none is better; farther ones where no near one is."""
         while True:
-            neighbours = self._neighbours(plan)
-            errors = self.measure(neighbours)
-            if not neighbours or min(errors) >= self.known[plan]:
+            for neighbours in (self._near, self._far):
+                found = [p for p in dict.fromkeys(neighbours(plan)) if self.fits(p)]
+                errors = self.measure(found)
+                if found and min(errors) < self.known[plan]:
+                    plan = found[int(np.argmin(errors))]
+                    break
+            else:
                 return
-            plan = neighbours[int(np.argmin(errors))]
 
-    def _neighbours(self, plan: Widths) -> list[Widths]:
-        """Within the budget: one unit widened or narrowed; one narrowed for one or two widened; two for one.
+    @staticmethod
+    def _near(plan: Widths) -> list[Widths]:
+        """One unit widened or narrowed, or one of each.
 
         More bits do not always help: what one unit errs may make up for another.
         """
-        narrow = [k for k, width in enumerate(plan) if width == 4]
-        wide = [k for k, width in enumerate(plan) if width == 8]
-        found = [_set(plan, (k, 8)) for k in narrow]
-        for j in wide:
-            freed = _set(plan, (j, 4))
-            found += [freed, *(_set(freed, (k, 8)) for k in narrow)]
-            if len(narrow) <= 12:
-                found += [_set(freed, (a, 8), (b, 8)) for a, b in itertools.combinations(narrow, 2)]
-        for k in narrow:  # two narrowed for a large one
-            if not any(self.fits(_set(plan, (j, 4), (k, 8))) for j in wide):
-                found += [_set(plan, (a, 4), (b, 4), (k, 8)) for a, b in itertools.combinations(wide, 2)]
-        return [p for p in dict.fromkeys(found) if self.fits(p)]
+        narrow, wide = ([k for k, width in enumerate(plan) if width == own] for own in WIDTHS)
+        single = [_set(plan, (k, 12 - width)) for k, width in enumerate(plan)]
+        return single + [_set(plan, (j, 4), (k, 8)) for j in wide for k in narrow]
+
+    @staticmethod
+    def _far(plan: Widths) -> list[Widths]:
+        """One unit narrowed for two widened, or two for one."""
+        narrow, wide = ([k for k, width in enumerate(plan) if width == own] for own in WIDTHS)
+        two = [_set(plan, (j, 4), (a, 8), (b, 8)) for j in wide for a, b in itertools.combinations(narrow, 2)]
+        return two + [_set(plan, (k, 8), (a, 4), (b, 4)) for k in narrow for a, b in itertools.combinations(wide, 2)]
 
 
 def _set(plan: Widths, *changes: tuple[int, int]) -> Widths:

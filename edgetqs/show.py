@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgetqs.dynamics import Dynamics, Exponents
 from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
+from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
 from edgetqs.tqs import Score
@@ -114,8 +117,8 @@ def describe(layer: Any) -> str:
     return str(getattr(layer, "shape", getattr(layer, "times", getattr(layer, "function", ""))))
 
 
-def score(console: Console, scores: Score) -> None:
-    """TQS of each unit, its local score, what the dynamics add, and its growth."""
+def score(console: Console, scores: Score, lyapunov: Dynamics | None = None) -> None:
+    """TQS of each unit, its local score, what the dynamics add, its growth, and the model's own dynamics."""
     rows = [
         [
             entry.unit.name,
@@ -135,6 +138,39 @@ def score(console: Console, scores: Score) -> None:
         note += f"; deviations saturate after {scores.scored} steps, scored up to there"
     columns = ["unit", ">TQS", ">local", ">dynamics", "growth", "flag"]
     table(console, f"Sensitivity per {scores.granularity}", columns, rows, note)
+    if lyapunov is None:
+        return
+    rows = [
+        [name, *(f"{value:+.3f}" for value in found.mean), f"{found.deviation:.3f}", verdict(found)]
+        for name, found in (("closed loop", lyapunov.closed_loop), ("step map, driven", lyapunov.step_map))
+        if found is not None
+    ]
+    count = len(lyapunov.step_map.mean)
+    columns = ["system", *(f">{name}" for name in ("largest", "second", "third")[:count]), ">varies by", "differences"]
+    note = f"growth rates of small differences, 1/step, over {lyapunov.step_map.steps} steps"
+    table(console, "Finite-time Lyapunov exponents", columns, rows, note)
+
+
+def verdict(found: Exponents) -> str:
+    """What the largest exponent means."""
+    if abs(found.mean[0]) * found.steps < 0.5:
+        return "neither grow nor shrink"
+    rate = math.expm1(min(found.mean[0], 50))
+    return f"{'grow' if rate > 0 else 'shrink'} by {abs(rate):.0%} a step"
+
+
+def score_table(scores: Score, lyapunov: Dynamics | None) -> dict[str, Any]:
+    """The same for ``--json``."""
+    return {
+        "schema": 1,
+        "kind": "edgetqs score",
+        **plain(scores),
+        "units": [
+            {**plain(entry), "unit": entry.unit.name, "tqs": entry.tqs, "amplification": entry.amplification}
+            for entry in scores.units
+        ],
+        "lyapunov": lyapunov,
+    }
 
 
 def spark(values: Sequence[float]) -> str:
