@@ -16,8 +16,9 @@ from models import random_forecaster
 from test_cli import run
 from tflite_files import KINDS, Model, looped, save, unrolled
 
-from edgetqs import blackbox, rollout, tqs
+from edgetqs import blackbox, rollout, tflite_forecaster, tqs
 from edgetqs.blackbox import score, synthetic_starts
+from edgetqs.emulate import survives
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.flatbuffer import pack
 from edgetqs.model import Feedback, Forecaster, Gru, Lstm
@@ -308,7 +309,7 @@ def test_a_fused_lstm_is_scored_gate_by_gate():
     assert names[:8] == [f"{source}_to_{gate}" for source in ("input", "recurrent") for gate in gates]
     windows = np.random.default_rng(0).standard_normal((2, 28, 28)).astype(np.float32)
     engine = Engine(box, box.content)
-    assert np.array_equal(engine(windows), engine(windows)[::-1][::-1])  # its state is put back before each window
+    assert np.array_equal(engine(windows[::-1])[::-1], engine(windows))  # its state is put back before each window
     scores = score(box, 3, directions=1, trajectories=6)
     assert all(unit.sensitivity > 0 for unit in scores.units)
 
@@ -364,14 +365,43 @@ def test_damaged_files_are_refused_in_time(tmp_path):
     assert 100 < verdicts.count("refused") < 590
 
 
-def test_a_file_that_crashes_litert_is_refused(tmp_path):
-    """Found by the mutations above: LiteRT accepts the file and dies when it runs it."""
-    content = schema.ModelT.InitFromPackedBuf(looped(np.eye(4) / 2), 0)
-    content.subgraphs[2].outputs = content.subgraphs[2].outputs[[0, 0, 2, 3]]  # an int32 where h is expected
-    path = save(pack(content), tmp_path / "m.tflite")
-    read_black_box(path)
-    with pytest.raises(BadInput):
+@pytest.mark.parametrize(
+    ("body", "verdict"),
+    [
+        ("pass", ""),
+        ("assert argument == 'given'", ""),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "is killed by SIGSEGV"),
+        ("raise MemoryError('too much')", "MemoryError: too much"),
+        ("time.sleep(60)", "does not end in 3 s"),
+    ],
+)
+def test_a_trial_tells_what_happened(body, verdict, tmp_path, monkeypatch):
+    (tmp_path / "attempt.py").write_text(f"import os, signal, time\ndef trial(argument):\n    {body}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert survives("attempt", "given", timeout_s=3) == verdict
+
+
+def test_a_file_that_crashes_litert_is_refused(tmp_path, monkeypatch):
+    path = save(unrolled(rnn(1)), tmp_path / "m.tflite")
+    asked = []
+
+    def crash(module, *arguments):
+        asked.append((module, *arguments))
+        return "is killed by SIGSEGV"
+
+    monkeypatch.setattr(tflite_forecaster, "survives", crash)
+    with pytest.raises(BadInput, match="LiteRT is killed by SIGSEGV when it runs the file"):
         load(path, None)
+    assert asked == [("edgetqs.tflite_forecaster", str(path), "10")]
+
+
+def test_a_trial_runs_the_file(tmp_path, monkeypatch):
+    path = save(unrolled(rnn(1)), tmp_path / "m.tflite")
+    ran = []
+    monkeypatch.setattr(tflite_forecaster, "resource", None)  # no limits for the tests' own process
+    monkeypatch.setattr(tflite_forecaster, "prepared", lambda box, forecaster: ran.append(forecaster.window))
+    tflite_forecaster.trial(str(path), "10")
+    assert ran == [10]
 
 
 def test_a_padding_that_asks_for_gigabytes_is_refused(tmp_path):
