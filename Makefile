@@ -1,6 +1,7 @@
 # make demo    set everything up and build the bundled sample for a Cortex-M4
 # make test    all tests, with what they need
 # make lint    format, lint and types
+# make bench-plan   does the score predict, are the plans good, what does rounding buy: about ten minutes
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +13,7 @@ TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnu
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
-.PHONY: demo test lint tools test-tools clean
+.PHONY: demo test lint bench-plan tools test-tools clean
 
 demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
@@ -28,12 +29,19 @@ lint: $(VENV)/test
 	$(BIN)/ruff check --fix edgetqs tests tools bench
 	$(BIN)/mypy
 
+bench-plan: $(VENV)/bench
+	$(BIN)/python bench/plan.py $(BENCH_ARGS)
+
 $(VENV)/demo: pyproject.toml
 	tools/make_venv.sh $(PYTHON) $(VENV) .
 	touch $@
 
 $(VENV)/test: pyproject.toml
 	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe]"
+	touch $@ $(VENV)/demo
+
+$(VENV)/bench: pyproject.toml
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[bench]"
 	touch $@ $(VENV)/demo
 
 tools:

@@ -30,13 +30,14 @@ from edgetqs import planner
 from edgetqs.curvature import curvature
 from edgetqs.distill import dequantized
 from edgetqs.dynamics import dynamics
+from edgetqs.layout import packed_bytes
 from edgetqs.model import Dense, Forecaster, Lstm, frozen
 from edgetqs.observe import observe
 from edgetqs.planner import WIDTHS, Table
 from edgetqs.quantizer import quantize, rounded
 from edgetqs.refine import Bench, Search, refine
 from edgetqs.tqs import Score, score
-from edgetqs.units import blocks
+from edgetqs.units import blocks, weights
 
 FRACTIONS = {"tensor": (0.15, 0.3, 0.45, 0.6, 0.75), "gate": (0.25, 0.5, 0.75)}
 RANDOM = 10
@@ -94,9 +95,14 @@ class Study:
         }
 
 
-def prediction(scores: Score, measured: np.ndarray, squared: np.ndarray) -> dict[str, Any]:
-    """Predicted against measured deviation of each unit quantized alone."""
-    predicted = np.sqrt(np.array([[e.sensitivity] for e in scores.units]) * squared)
+def prediction(scores: Score, measured: np.ndarray, squared: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+    """Predicted against measured deviation of each unit quantized alone.
+
+    Predictions are in units of the synthetic rollouts' spread; ``spread``
+    (outputs,) of the held-out rollouts takes them to theirs.
+    """
+    wider = float(np.sqrt(np.mean((np.array(scores.spread) / spread) ** 2)))
+    predicted = wider * np.sqrt(np.array([[e.sensitivity] for e in scores.units]) * squared)
     found = np.sqrt(np.maximum(measured, 1e-20))
     ratio = np.log(predicted / found)
     return {
@@ -104,6 +110,7 @@ def prediction(scores: Score, measured: np.ndarray, squared: np.ndarray) -> dict
         "rank_int4": float(spearmanr(predicted[:, 0], found[:, 0])[0]),
         "ratio": float(np.exp(ratio.mean())),
         "factor": float(np.exp(ratio.std())),
+        "spread": wider,
         "flagged": [entry.unit.name for entry in scores.flagged],
         "scored": scores.scored,
         "units": [
@@ -176,13 +183,16 @@ def rounding_table(study: Study) -> dict[str, float]:
 
 
 def granularities(study: Study) -> dict[str, Any]:
-    """Rollout RMSE at 65 % of the int8 weights' bytes over the float model's, by granularity."""
+    """Rollout RMSE at 65 % of the int8 weights' bytes over the float model's, by granularity.
+
+    Scales and biases come on top: they are the same for every plan.
+    """
+    packed = sum(packed_bytes(*weights(study.forecaster, b).shape, 8, "dsp") for b in blocks(study.forecaster))
     result: dict[str, Any] = {"float": study.held.rmse(study.forecaster)}
     for granularity in ("layer", "tensor", "gate"):
         scores = study.scores.get(granularity) or score(study.forecaster, study.horizon, granularity)
         table = Table.of(study.forecaster, scores, "dsp")
-        smallest, largest = (table.total([w] * len(table.units)) for w in WIDTHS)
-        budget = max(int(0.65 * largest), smallest)
+        budget = table.total([8] * len(table.units)) - int(0.35 * packed)
         for rounding in ROUNDINGS:
             plan = planner.plan(study.forecaster, scores, budget, "dsp")
             plan = refine(
@@ -193,7 +203,6 @@ def granularities(study: Study) -> dict[str, Any]:
             )
             rmse = study.held.rmse(dequantized(study.forecaster, model))
             result[f"{granularity} {rounding}"] = rmse / result["float"]
-        result["bytes"] = budget / largest
     return result
 
 
@@ -208,8 +217,9 @@ def examine(name: str) -> dict[str, Any]:
         measured = baselines.leave_one_out(study.forecaster, units, study.errors, study.held.lesson)
         costs = study.costs(granularity, measured)
         squared = costs["weight MSE"]
-        result["prediction"][granularity] = prediction(scores, measured, squared)
-        burnt = np.sqrt(costs["TQS, burn-in, T"])
+        predicted = prediction(scores, measured, squared, study.held.lesson.spread[0, 0])
+        result["prediction"][granularity] = predicted
+        burnt = predicted["spread"] * np.sqrt(costs["TQS, burn-in, T"])
         found = np.sqrt(np.maximum(measured, 1e-20))
         result["prediction"][granularity]["burn_in"] = {
             "rank": float(spearmanr(burnt.ravel(), found.ravel())[0]),
@@ -273,10 +283,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="names such as weather-1; all of the suite without")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--quick", action="store_true", help="no timing and no picture")
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     chosen = options.models or list(suite.records())
-    timing = speed()
+    timing = None if options.quick else speed()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = []
         for result in pool.map(examine, chosen):
@@ -286,7 +297,8 @@ def main() -> None:
     figures["summary"] = tables.summarise(results)
     (options.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     tables.show(figures)
-    tables.picture(figures, options.out / "plan.png")
+    if not options.quick:
+        tables.picture(figures, options.out / "plan.png")
 
 
 if __name__ == "__main__":

@@ -139,14 +139,13 @@ def show(figures: dict[str, Any]) -> None:
     table(console, "4. Rounding: deviation with one width everywhere", columns, rows, "; ".join(parts))
 
     columns = [f"{g} {r}" for r in ("nearest", "trajectory") for g in ("layer", "tensor", "gate")]
-    rows = [
-        [r["name"], f"{r['granularity']['bytes']:.0%}", *(f"{r['granularity'][c] - 1:+.2%}" for c in columns)]
-        for r in results
-    ]
-    title = "5. Rollout RMSE against float at 65 % of the int8 bytes (more where all int4 needs more)"
-    table(console, title, ["model", ">bytes", *(f">{c}" for c in columns)], rows)
+    rows = [[r["name"], *(f"{r['granularity'][c] - 1:+.2%}" for c in columns)] for r in results]
+    title = "5. Rollout RMSE against float at 65 % of the int8 weights' bytes"
+    table(console, title, ["model", *(f">{c}" for c in columns)], rows)
 
     s = figures["speed"]
+    if s is None:
+        return
     print(
         f"6. Two LSTM(128) layers per gate, one core: score {s['score_seconds']:.1f} s, {s['forward_passes']} forward "
         f"passes; curvature {s['metrics_seconds']:.1f} s, refinement {s['refine_seconds']:.1f} s"
