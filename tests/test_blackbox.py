@@ -16,8 +16,9 @@ from models import random_forecaster
 from test_cli import run
 from tflite_files import KINDS, Model, looped, save, unrolled
 
-from edgetqs import blackbox, rollout, tqs
+from edgetqs import blackbox, rollout, tflite_forecaster, tqs
 from edgetqs.blackbox import score, synthetic_starts
+from edgetqs.emulate import survives
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.flatbuffer import pack
 from edgetqs.model import Feedback, Forecaster, Gru, Lstm
@@ -142,6 +143,11 @@ def test_loops_are_entered(inside, tmp_path):
     assert np.abs(outputs - formula(weights)).max() > 1e-4
 
 
+def test_what_a_loop_changes_is_no_weight(tmp_path):
+    with pytest.raises(BadInput, match="no constant weights"):
+        read_black_box(save(looped(np.eye(3) / 2, changing=True), tmp_path / "m.tflite"))
+
+
 def test_elementwise_constants_count_where_they_span_two_axes(tmp_path):
     model = Model()
     graph = model.graph()
@@ -231,6 +237,32 @@ def test_local_is_one_step_from_the_references_windows(tmp_path):
     assert any(u.local != pytest.approx(u.sensitivity, rel=0.05) for u in scores.units)
 
 
+def test_local_score_is_the_formula(tmp_path):
+    forecaster, horizon = rnn(), 6
+    box = boxed(forecaster, tmp_path)
+    start = synthetic_starts(box, horizon, 12, 0)
+    meter = blackbox._Meter(box, start, horizon)
+    constant = box.weights[0]
+    weights = values(box.content, constant)
+    delta = 0.01 * np.random.default_rng(0).standard_normal(constant.shape)
+    moved = forecaster.replace_tensor(0, "kernel", (weights + delta)[None])
+    stack = rollout.cells(moved)
+    squares = []
+    for t, windows in enumerate(start.seen):
+        outputs, _ = rollout.run(stack, rollout.zero_state(stack, (len(windows),)), windows.astype(np.float64))
+        squares.append(np.mean(((outputs[:, -1] - start.reference[:, t]) / start.spread) ** 2))
+    wanted = np.mean(squares) / np.sum(delta**2)
+    assert meter.local(constant, weights, [delta], np.zeros(horizon)) == pytest.approx(wanted, rel=0.02)
+
+
+def test_half_of_the_starts_have_run_closed(tmp_path):
+    box = boxed(rnn(), tmp_path)
+    start = synthetic_starts(box, 12, 8, 0)  # longer than the window of 10; input 1 is held
+    assert len(start.windows) == 8
+    assert np.all(np.ptp(start.windows[4:, :, 1], axis=1) == 0)
+    assert np.all(np.ptp(start.windows[:2, :, 1], axis=1) > 0)
+
+
 def test_a_direct_model_is_scored_along_its_inputs(tmp_path):
     box = boxed(rnn(feedback=False), tmp_path)
     assert box.forecaster.feedback == Feedback()
@@ -308,7 +340,7 @@ def test_a_fused_lstm_is_scored_gate_by_gate():
     assert names[:8] == [f"{source}_to_{gate}" for source in ("input", "recurrent") for gate in gates]
     windows = np.random.default_rng(0).standard_normal((2, 28, 28)).astype(np.float32)
     engine = Engine(box, box.content)
-    assert np.array_equal(engine(windows), engine(windows)[::-1][::-1])  # its state is put back before each window
+    assert np.array_equal(engine(windows[::-1])[::-1], engine(windows))  # its state is put back before each window
     scores = score(box, 3, directions=1, trajectories=6)
     assert all(unit.sensitivity > 0 for unit in scores.units)
 
@@ -364,14 +396,43 @@ def test_damaged_files_are_refused_in_time(tmp_path):
     assert 100 < verdicts.count("refused") < 590
 
 
-def test_a_file_that_crashes_litert_is_refused(tmp_path):
-    """Found by the mutations above: LiteRT accepts the file and dies when it runs it."""
-    content = schema.ModelT.InitFromPackedBuf(looped(np.eye(4) / 2), 0)
-    content.subgraphs[2].outputs = content.subgraphs[2].outputs[[0, 0, 2, 3]]  # an int32 where h is expected
-    path = save(pack(content), tmp_path / "m.tflite")
-    read_black_box(path)
-    with pytest.raises(BadInput):
+@pytest.mark.parametrize(
+    ("body", "verdict"),
+    [
+        ("pass", ""),
+        ("assert argument == 'given'", ""),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "is killed by SIGSEGV"),
+        ("raise MemoryError('too much')", "MemoryError: too much"),
+        ("time.sleep(60)", "does not end in 3 s"),
+    ],
+)
+def test_a_trial_tells_what_happened(body, verdict, tmp_path, monkeypatch):
+    (tmp_path / "attempt.py").write_text(f"import os, signal, time\ndef trial(argument):\n    {body}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert survives("attempt", "given", timeout_s=3) == verdict
+
+
+def test_a_file_that_crashes_litert_is_refused(tmp_path, monkeypatch):
+    path = save(unrolled(rnn(1)), tmp_path / "m.tflite")
+    asked = []
+
+    def crash(module, *arguments):
+        asked.append((module, *arguments))
+        return "is killed by SIGSEGV"
+
+    monkeypatch.setattr(tflite_forecaster, "survives", crash)
+    with pytest.raises(BadInput, match="LiteRT is killed by SIGSEGV when it runs the file"):
         load(path, None)
+    assert asked == [("edgetqs.tflite_forecaster", str(path), "10")]
+
+
+def test_a_trial_runs_the_file(tmp_path, monkeypatch):
+    path = save(unrolled(rnn(1)), tmp_path / "m.tflite")
+    ran = []
+    monkeypatch.setattr(tflite_forecaster, "resource", None)  # no limits for the tests' own process
+    monkeypatch.setattr(tflite_forecaster, "prepared", lambda box, forecaster: ran.append(forecaster.window))
+    tflite_forecaster.trial(str(path), "10")
+    assert ran == [10]
 
 
 def test_a_padding_that_asks_for_gigabytes_is_refused(tmp_path):
@@ -383,6 +444,29 @@ def test_a_padding_that_asks_for_gigabytes_is_refused(tmp_path):
     graph.finish([x], [graph.dense("out", padded, graph.constant("w", np.eye(3)))])
     with pytest.raises(BadInput, match="too large"):
         read_black_box(save(model.bytes(), tmp_path / "m.tflite"))
+
+
+@pytest.mark.parametrize(("shift", "words"), [(0, ""), (4, "overlap"), (1 << 20, "beyond the end")])
+def test_constants_behind_the_tables(shift, words, tmp_path):
+    """Large files keep their data behind the tables, at an offset; two weights must not share parts of it."""
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 4))
+    first = graph.constant("first", np.arange(32).reshape(8, 4) / 16)
+    second = graph.constant("second", np.full((1, 8), 0.5))
+    graph.finish([x], [graph.dense("out", graph.dense("hidden", x, first), second)])
+    table = schema.ModelT.InitFromPackedBuf(model.bytes(), 0)
+    buffer = table.buffers[table.subgraphs[0].tensors[second].buffer]
+    buffer.data, buffer.offset, buffer.size = None, 8, 32
+    size = len(pack(table))
+    own = read_contents(pack(table) + bytes(64)).weights[0].start
+    buffer.offset = own + shift if shift else size
+    content = pack(table) + np.full(8, 0.25, np.float32).tobytes()
+    if words:
+        with pytest.raises(BadInput, match=words):
+            read_contents(content)
+    else:
+        assert np.all(values(content, read_contents(content).weights[1]) == 0.25)
 
 
 def test_a_subgraph_that_calls_itself_is_refused(tmp_path):

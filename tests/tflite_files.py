@@ -157,8 +157,11 @@ def unrolled(forecaster: Forecaster, kind: str = "float32", batch: bool = True) 
     return model.bytes()
 
 
-def looped(weights: np.ndarray, rounds: int = 3, *, inside: bool = False) -> bytes:
-    """[1, n] -> [1, n]: h = tanh(W h + x), ``rounds`` times in a WHILE; W is the body's own or the loop's operand."""
+def looped(weights: np.ndarray, rounds: int = 3, *, inside: bool = False, changing: bool = False) -> bytes:
+    """[1, n] -> [1, n]: h = tanh(W h + x), ``rounds`` times in a WHILE; W is the body's own or the loop's operand.
+
+    ``changing`` puts tanh(W) in W's place after each round.
+    """
     size = len(weights)
     model = Model()
     main, condition, body = model.graph(), model.graph(), model.graph()
@@ -177,7 +180,8 @@ def looped(weights: np.ndarray, rounds: int = 3, *, inside: bool = False) -> byt
     body.into("ADD", [ports[0], body.constant("body/one", 1, np.int32)], [count], schema.AddOptionsT())
     w = body.constant("body/kernel", weights) if inside else ports[3]
     h = body.tanh("body/tanh", body.add("body/sum", body.dense("body/product", ports[1], w), ports[2]))
-    body.finish(ports, [count, h, ports[2], *ports[3:]])
+    last = [body.tanh("body/changed", w)] if changing else ports[3:]
+    body.finish(ports, [count, h, ports[2], *last])
 
     x = main.tensor("input", (1, size))
     given = [main.constant("zero", 0, np.int32), main.constant("start", np.full((1, size), 0.1)), x]
