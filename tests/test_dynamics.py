@@ -1,6 +1,7 @@
 """Lyapunov exponents: systems whose exponents are known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from models import random_forecaster
 
 from edgetqs.dynamics import WARM_UP, _exponents, dynamics
 from edgetqs.model import Channel, Dense, Feedback, Forecaster, SimpleRnn, frozen
+from edgetqs.project import load_project
 from edgetqs.rollout import cells, step
 from edgetqs.trajectories import synthesise
 
@@ -87,3 +89,12 @@ def test_replacing_weights_changes_the_exponents():
     forecaster = random_forecaster("rnn", 6, 2, 1)
     other = replace(forecaster, layers=random_forecaster("rnn", 6, 2, 1, seed=5).layers)
     assert dynamics(forecaster) != dynamics(other)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_model_of_the_lorenz_system_has_learned_its_exponent(seed):
+    folder = Path(__file__).resolve().parents[1] / "bench" / "models"
+    project = load_project(folder / f"lorenz-{seed}.keras", folder / "lorenz.toml")
+    found = dynamics(project.forecaster, 100).closed_loop
+    assert found is not None
+    assert found.mean[0] == pytest.approx(0.906 * 0.08, rel=0.25)
