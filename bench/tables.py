@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.console import Console
 from edgetqs.show import table
 
 RESAMPLES = 4000
+#: Predicted deviations, in units of the spread, told apart: small, medium, beyond the linear range.
+RANGES = (0.0, 0.01, 0.1, 0.3, 100.0)
 
 
 def geometric(values: Any) -> float:
@@ -19,10 +22,23 @@ def geometric(values: Any) -> float:
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the suite: regrets by method with intervals, refinement, rounding, granularity."""
-    summary: dict[str, Any] = {"regret": {}}
+    summary: dict[str, Any] = {"regret": {}, "prediction": {}}
     for granularity in results[0]["plans"]:
         for rounding in results[0]["plans"][granularity]:
             summary["regret"][f"{granularity}, {rounding}"] = _regrets(results, granularity, rounding)
+    pairs = [
+        (predicted, measured)
+        for result in results
+        for unit in result["prediction"]["gate"]["units"]
+        for predicted, measured in zip(unit["predicted"], unit["measured"], strict=True)
+    ]
+    for low, high in itertools.pairwise(RANGES):
+        ratios = np.log([p / m for p, m in pairs if low <= p < high])
+        summary["prediction"][f"{low:g} to {high:g}"] = {
+            "pairs": len(ratios),
+            "ratio": float(np.exp(ratios.mean())) if len(ratios) else None,
+            "factor": float(np.exp(ratios.std())) if len(ratios) else None,
+        }
     for name in ("trajectory", "learned"):
         for width in (4, 8):
             ratios = [r["rounding"][f"{name} int{width}"] / r["rounding"][f"nearest int{width}"] for r in results]
@@ -110,6 +126,13 @@ def show(figures: dict[str, Any]) -> None:
         "saturation"
     )
     table(console, "2. Does TQS predict?", [*columns, ">scored", ">flagged"], rows, note)
+
+    rows = [
+        [name, found["pairs"], f"{found['ratio']:.2f}", f"{found['factor']:.2f}"]
+        for name, found in summary["prediction"].items()
+        if found["pairs"]
+    ]
+    table(console, "   By the size of the prediction", ["predicted", ">gates", ">ratio", ">factor"], rows)
 
     for case, methods in summary["regret"].items():
         rows = [

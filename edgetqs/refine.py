@@ -32,8 +32,6 @@ from edgetqs.units import Block, blocks
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
 SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
-#: The a priori plan stays unless another one's squared error is below this part of its own: less may be chance.
-MARGIN = 0.9
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
 WORK, MOST, FEWEST = 1e11, 400, 150
 #: How trajectory rounding is tried before the plan is settled; the last word has ``quantize``.
@@ -63,9 +61,8 @@ def refine(
     bench = Bench.of(forecaster, table, rounding, observations, metrics)
     start = tuple(unit.width for unit in plan.units)
     pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
-    errors = bench.errors([start, *pool], judged=True)
-    best = int(np.argmin(errors))
-    chosen = [start, *pool][best] if errors[best] < MARGIN * errors[0] else start
+    finalists = [start, *pool]
+    chosen = finalists[int(np.argmin(bench.errors(finalists, judged=True)))]
     return replace(table.planned(list(chosen)), budget_bytes=plan.budget_bytes, front=plan.front)
 
 

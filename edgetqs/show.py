@@ -16,7 +16,7 @@ from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
 from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
-from edgetqs.tqs import Score
+from edgetqs.tqs import SATURATED, Score
 
 
 def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
@@ -189,6 +189,8 @@ def plan(console: Console, chosen: Plan) -> None:
         f"{chosen.weight_bytes} B of weights ({budget}; int8 {chosen.int8_bytes} B, int4 {chosen.int4_bytes} B), "
         f"predicted deviation {chosen.predicted:.2%}, plan {chosen.hash}"
     )
+    if chosen.predicted > SATURATED:
+        note += f"; beyond {SATURATED:.0%} errors no longer grow in proportion, and predictions are too large"
     columns = ["unit", "width", ">bytes", ">TQS", ">predicted deviation"]
     table(console, f"Plan per {chosen.granularity}", columns, rows, note)
     if chosen.front:
