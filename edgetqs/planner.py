@@ -52,7 +52,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Widths of all units. ``predicted`` is the predicted relative deviation of the rollout (RMS)."""
+    """Widths of all units.
+
+    ``predicted`` is the predicted relative deviation of the rollout (RMS) with
+    nearest rounding, ``refined`` what refinement measured on its trajectories.
+    """
 
     granularity: str
     kernels: str
@@ -64,6 +68,7 @@ class Plan:
     budget_bytes: int | None
     predicted: float
     front: tuple[Point, ...] = ()
+    refined: float | None = None
 
     def widths(self) -> dict[Block, int]:
         return dict(self.blocks)

@@ -51,6 +51,7 @@ def record(
             "int8_bytes": plan.int8_bytes,
             "int4_bytes": plan.int4_bytes,
             "predicted": plan.predicted,
+            "refined": plan.refined,
             "front": [asdict(point) for point in plan.front],
         },
         "score": {

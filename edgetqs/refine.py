@@ -62,8 +62,14 @@ def refine(
     start = tuple(unit.width for unit in plan.units)
     pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
     finalists = [start, *pool]
-    chosen = finalists[int(np.argmin(bench.errors(finalists, judged=True)))]
-    return replace(table.planned(list(chosen)), budget_bytes=plan.budget_bytes, front=plan.front)
+    errors = bench.errors(finalists, judged=True)
+    best = int(np.argmin(errors))
+    return replace(
+        table.planned(list(finalists[best])),
+        budget_bytes=plan.budget_bytes,
+        front=plan.front,
+        refined=float(np.sqrt(errors[best])),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,8 +187,10 @@ def plan(console: Console, chosen: Plan) -> None:
     budget = "no limit" if chosen.budget_bytes is None else f"budget {chosen.budget_bytes} B"
     note = (
         f"{chosen.weight_bytes} B of weights ({budget}; int8 {chosen.int8_bytes} B, int4 {chosen.int4_bytes} B), "
-        f"predicted deviation {chosen.predicted:.2%}, plan {chosen.hash}"
+        f"predicted deviation {chosen.predicted:.2%} with nearest rounding, plan {chosen.hash}"
     )
+    if chosen.refined is not None:
+        note += f"; refined: {chosen.refined:.2%} by rollout"
     if chosen.predicted > SATURATED:
         note += f"; beyond {SATURATED:.0%} errors no longer grow in proportion, and predictions are too large"
     columns = ["unit", "width", ">bytes", ">TQS", ">predicted deviation"]

@@ -61,6 +61,7 @@ def test_refined_plans_fit_and_are_not_worse(kind):
         assert better.budget_bytes == budget
         before, after = bench.errors([tuple(u.width for u in p.units) for p in (first, better)], judged=True)
         assert after <= before
+        assert better.refined == pytest.approx(after**0.5, rel=1e-4)
 
 
 def test_few_units_are_searched_exhaustively():
