@@ -32,6 +32,8 @@ from edgetqs.units import Block, blocks
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
 SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
+#: The a priori plan stays unless another one's squared error is below this part of its own: less may be chance.
+MARGIN = 0.9
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
 WORK, MOST, FEWEST = 1e11, 400, 150
 #: How trajectory rounding is tried before the plan is settled; the last word has ``quantize``.
@@ -64,6 +66,7 @@ def refine(
     finalists = [start, *pool]
     errors = bench.errors(finalists, judged=True)
     best = int(np.argmin(errors))
+    best = best if errors[best] < MARGIN * errors[0] else 0
     return replace(
         table.planned(list(finalists[best])),
         budget_bytes=plan.budget_bytes,
