@@ -16,7 +16,7 @@ import edgetqs
 from edgetqs import elf, emulate, firmware, images, planner
 from edgetqs.curvature import Curvature, curvature
 from edgetqs.emit_c import Replay, c_name, emit_c, stored_bytes
-from edgetqs.errors import BadInput, CheckFailed, ToolMissing
+from edgetqs.errors import BadInput, CheckFailed, ToolMissing, Unsupported
 from edgetqs.evaluate import data_cases, denormalise, evaluate
 from edgetqs.integer import IntegerModel
 from edgetqs.model import Forecaster
@@ -130,7 +130,11 @@ def plan_weights(project: Project, target: Target, budget_bytes: int, options: O
     chosen = planner.plan(forecaster, scores, budget_bytes, target.cpu.kernels, points=POINTS)
     if not options.refine or chosen.weight_bytes == chosen.int8_bytes:
         return chosen
-    check_supported(forecaster)
+    try:
+        check_supported(forecaster)
+    except Unsupported as error:
+        hint = f"--no-refine plans by scores alone, without quantizing; {error.todo}"
+        raise Unsupported(error.what, error.where, hint) from error
     progress("refining the plan by rollouts")
     metrics = curvature(forecaster) if rounding != "nearest" else None
     return refine(forecaster, scores, chosen, rounding, observations=observe(forecaster), metrics=metrics)

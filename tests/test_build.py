@@ -20,10 +20,10 @@ from models import random_forecaster
 
 from edgetqs import pipeline
 from edgetqs.cli import main
-from edgetqs.errors import BadInput, CheckFailed, ToolMissing
+from edgetqs.errors import BadInput, CheckFailed, ToolMissing, Unsupported
 from edgetqs.model import Channel, Feedback, Forecaster
 from edgetqs.paths import data_dir
-from edgetqs.pipeline import Options, build, plan_image, run_firmware
+from edgetqs.pipeline import Options, build, plan_image, plan_weights, run_firmware
 from edgetqs.project import Project, load_project
 from edgetqs.prove import Proof
 from edgetqs.target import load_target
@@ -601,3 +601,15 @@ def test_a_damaged_build_is_not_emulated(tmp_path, builds):
     (folder / "firmware.elf").unlink()
     with pytest.raises(ToolMissing, match="no image for the emulator"):
         run_firmware(folder, 60)
+
+
+def test_a_weight_budget_plans_what_cannot_be_deployed_without_refinement():
+    plain = forecaster()
+    layers = tuple(replace(x, activation="relu") if hasattr(x, "recurrent_kernel") else x for x in plain.layers)
+    project = Project(replace(plain, layers=layers), HORIZON)
+    whole = plan_weights(project, load_target("x86"), 10**6, Options(), quiet)
+    budget = (whole.int4_bytes + whole.int8_bytes) // 2
+    with pytest.raises(Unsupported, match="relu") as caught:
+        plan_weights(project, load_target("x86"), budget, Options(), quiet)
+    assert "--no-refine" in caught.value.todo
+    assert plan_weights(project, load_target("x86"), budget, Options(refine=False), quiet).weight_bytes <= budget
