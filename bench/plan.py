@@ -130,7 +130,7 @@ def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.n
     """Deviation of every method's plan at each budget, and of the best plan there is."""
     scores = study.scores[granularity]
     table = Table.of(study.forecaster, scores, "dsp")
-    own = Bench.of(study.forecaster, table, rounding, study.observations, study.metrics)
+    own = Bench.of(study.forecaster, table, scores.horizon, rounding, study.observations, study.metrics)
     held = replace(own, lesson=study.held.lesson)
     low, high = (table.total([w] * len(table.units)) for w in WIDTHS)
     every: list[tuple[int, ...]] = []

@@ -60,7 +60,7 @@ def refine(
     """
     table = Table.of(forecaster, scores, plan.kernels)
     budget = plan.weight_bytes if plan.budget_bytes is None else plan.budget_bytes
-    bench = Bench.of(forecaster, table, rounding, observations, metrics)
+    bench = Bench.of(forecaster, table, scores.horizon, rounding, observations, metrics)
     start = tuple(unit.width for unit in plan.units)
     pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
     finalists = [start, *pool]
@@ -94,6 +94,7 @@ class Bench:
     def of(
         forecaster: Forecaster,
         table: Table,
+        horizon: int,
         rounding: str,
         observations: tuple[Observation, ...],
         metrics: tuple[Curvature, ...] | None,
@@ -106,7 +107,6 @@ class Bench:
             widths = {b: pair[b.tensor == "recurrent_kernel"] for b in blocks(forecaster)}
             model = rounded(forecaster, widths, observations, metrics, style)
             variants[pair] = cells(dequantized(forecaster, model), np.float32)
-        horizon = Lesson.default_horizon(forecaster)
         return Bench(
             forecaster,
             variants,

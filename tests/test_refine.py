@@ -22,7 +22,7 @@ def bench_of(forecaster, granularity="gate", rounding="trajectory"):
     scores = score(forecaster, 8, granularity)
     table = Table.of(forecaster, scores, "portable")
     metrics = curvature(forecaster) if rounding != "nearest" else None
-    return scores, table, Bench.of(forecaster, table, rounding, observe(forecaster), metrics)
+    return scores, table, Bench.of(forecaster, table, scores.horizon, rounding, observe(forecaster), metrics)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "trajectory"])
@@ -101,3 +101,9 @@ def test_metrics_are_asked_for():
     scores = score(forecaster, 8)
     with pytest.raises(BadInput, match="metrics"):
         refine(forecaster, scores, plan(forecaster, scores, None), observations=observe(forecaster))
+
+
+def test_candidates_are_rolled_out_over_the_scores_horizon():
+    for feedback, steps in ((True, 8), (False, 0)):
+        _, _, bench = bench_of(random_forecaster("gru", 4, 3, 2, feedback=feedback), "layer")
+        assert bench.lesson.future.shape[1] == bench.judged.future.shape[1] == steps
