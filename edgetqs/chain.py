@@ -33,7 +33,7 @@ class Golden:
     ``resets`` holds the steps before which the state is zeroed, ``closed``
     (N,) whether the step's input was made by the closed loop; ``inputs`` (N,
     inputs), ``outputs`` (N, outputs), ``states`` (N, units) by name and
-    ``clipped`` (N,) counts since the reset. ``physical`` (P, inputs) float32
+    ``clipped`` (N,) counts steps that clipped a value, since the reset. ``physical`` (P, inputs) float32
     samples follow, one of them not a number, with ``statuses`` and
     ``physical_outputs``; then one forecast from ``future`` (T, known), which
     must leave the states at ``last_states`` and the count at ``last_clipped``.
@@ -81,18 +81,19 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
 
     inputs, outputs, clipped = [], [], []
     states: dict[str, list[Integers]] = {name: [] for own in state_names(model) for name in own}
-    state, trace = reference.zero_state(model), reference.Trace()
+    state, count_clipped = reference.zero_state(model), 0
     x: Integers = smooth_q[0]
     y: Integers = np.zeros(len(model.outputs), np.int64)
     for t, (given, closed) in enumerate(plan):
         if t in resets:
-            state, trace = reference.zero_state(model), reference.Trace()
+            state, count_clipped = reference.zero_state(model), 0
         x = reference.next_input(model, x, y, given) if closed else given
+        trace = reference.Trace()
         y, state = reference.step(model, state, x, trace)
-        trace.values.clear()
+        count_clipped += bool(trace.clipped)
         inputs.append(x)
         outputs.append(y)
-        clipped.append(sum(trace.clipped.values()))
+        clipped.append(count_clipped)
         for name, value in zip(states, (v for own in state for v in own), strict=True):
             states[name].append(value)
 
@@ -101,11 +102,13 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
     physical = (smooth_q[:8] / gain + mean).astype(np.float32)
     physical[2] = np.float32(3e38)
     physical[5, -1] = np.float32("nan")
-    state, statuses, physical_outputs, trace = reference.zero_state(model), [], [], reference.Trace()
+    state, statuses, physical_outputs, count_clipped = reference.zero_state(model), [], [], 0
     for sample in physical:
         if np.isfinite(sample).all():
             x = reference.encode(model, sample)
+            trace = reference.Trace()
             y, state = reference.step(model, state, x, trace)
+            count_clipped += bool(trace.clipped)
             physical_outputs.append(reference.decode(model, y))
             statuses.append(0)
         else:
@@ -131,7 +134,7 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
         future,
         forecast,
         tuple(value for own in state for value in own),
-        sum(trace.clipped.values()),
+        count_clipped,
     )
 
 
@@ -254,7 +257,7 @@ def locate(model: IntegerModel, vectors: Golden, step: int, trace_output: bytes)
             return f"step {step}: {other_layer} {other_what} where {layer} {what} was due"
         if not np.array_equal(values, other):
             return describe(step, layer, what, other, values)
-    return f"step {step}: the count of clipped values"
+    return f"step {step}: the count of steps that clipped a value"
 
 
 def describe(step: int, layer: str, what: str, other: Integers, values: Integers) -> str:

@@ -16,15 +16,13 @@ import numpy as np
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import table_multiplier
 from edgetqs.integer import HARD_SLOPES, ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
-from edgetqs.layout import is_wide, pack, padded
+from edgetqs.layout import is_wide, padded, stored
 from edgetqs.paths import data_dir
 
 #: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
-RUNTIME_VERSION = 1
+RUNTIME_VERSION = 2
 #: The runtime's sources that a generated model needs.
-RUNTIME_FILES = ("edgetqs_rt.h", "edgetqs_rt.c", "edgetqs_dsp.c", "sigmoid_table.inc")
-
-_ITEM_BYTES = {"uint32_t": 4, "int32_t": 4, "uint16_t": 2, "uint8_t": 1}
+RUNTIME_FILES = ("edgetqs_rt.h", "edgetqs_rt.c", "edgetqs_dsp.c", "edgetqs_dsp_blocks.S", "sigmoid_table.inc")
 
 #: Names the generated source uses itself.
 _RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs")
@@ -112,10 +110,10 @@ def c_name(text: str) -> str:
 
 
 def stored_bytes(model: IntegerModel, kernels: str) -> int:
-    """Bytes of all constant arrays: packed weights, multipliers, shifts, biases."""
+    """Bytes of all rows as stored: packed weights, multipliers, biases."""
     rows = _Rows(kernels)
     _layers(model, rows)
-    return sum(_ITEM_BYTES[array["type"]] * array["size"] for array in rows.arrays)
+    return sum(4 * array["size"] for array in rows.arrays)
 
 
 @dataclass(slots=True)
@@ -139,39 +137,24 @@ class _Rows:
             group, function = self._group("_".join(filter(None, (layer, tensor, names))), matrix, low, high, width)
             offset = low - chosen.start * matrix.gate_rows
             target = f"{y} + {offset}" if offset else y
-            calls.append(f"clipped += {function}(&{group}, {x}, {target}, {'true' if add else 'false'});")
+            calls.append(f"clipped |= {function}(&{group}, {x}, {target}, {'true' if add else 'false'});")
         return calls
 
     def _group(self, name: str, matrix: Matrix, start: int, stop: int, width: int) -> tuple[str, str]:
         """Add one run of rows: (name of the group, function that computes it)."""
-        wide = is_wide(matrix)
-        layout = "portable" if wide else self.kernels
-        scales, bias = matrix.scales[start:stop], matrix.bias[start:stop]
+        layout = "wide" if is_wide(matrix, self.kernels) else self.kernels
+        scales, biased = matrix.scales[start:stop], bool(matrix.bias[start:stop].any())
+        words = stored(matrix, start, stop, width, self.kernels)
         about = (
-            f"{name}: {stop - start} x {matrix.columns}, int{width}, {layout} layout, "
+            f"{name}: {stop - start} x {matrix.columns}, int{width}{' and biases' if biased else ''}, {layout} layout, "
             f"scale {scales.min():.3g} to {scales.max():.3g} a row"
         )
-        fields = [
-            self._array(name, "weights", "uint32_t", pack(matrix.weights[start:stop], width, layout), about),
-            self._array(name, "bias", "int32_t", bias, f"{name}: bias in steps of input scale * row scale")
-            if bias.any()
-            else "NULL",
-            self._array(
-                name, "multiplier", "uint16_t", matrix.multiplier[start:stop], f"{name}: a row's sum times ..."
-            ),
-            self._array(name, "shift", "uint8_t", matrix.shift[start:stop], "... multiplier / 2^shift is its value"),
-            str(stop - start),
-            str(matrix.columns),
-        ]
-        self.groups.append({"name": name, "fields": ", ".join(fields)})
-        return name, f"edgetqs_rows{width}" + ("_wide" if wide else "_dsp" if layout == "dsp" else "")
-
-    def _array(self, group: str, suffix: str, kind: str, values: np.ndarray, comment: str) -> str:
-        name = f"{group}_{suffix}"
-        self.arrays.append(
-            {"name": name, "type": kind, "size": len(values), "comment": comment, "lines": _lines(values, kind)}
-        )
-        return name
+        lines = [f"0x{int(word):08x}" for word in words]
+        lines = [", ".join(lines[k : k + 8]) + "," for k in range(0, len(lines), 8)]
+        self.arrays.append({"name": f"{name}_stored", "size": len(words), "comment": about, "lines": lines})
+        fields = f"{name}_stored, {stop - start}, {matrix.columns}, {str(biased).lower()}"
+        self.groups.append({"name": name, "fields": fields})
+        return name, f"edgetqs_rows{width}" + ("" if layout == "portable" else f"_{layout}")
 
 
 def _layers(model: IntegerModel, rows: _Rows) -> list[dict[str, Any]]:
@@ -235,7 +218,7 @@ def _recurrent_calls(
                 _squash(layer, z, 2 * units),
                 f"edgetqs_tanh({z} + {2 * units}, {units}, {shift});",
                 _squash(layer, f"{z} + {3 * units}", units),
-                f"clipped += edgetqs_lstm_update({z}, {h}, {c}, {units}, {layer.cell_bits});",
+                f"clipped |= edgetqs_lstm_update({z}, {h}, {c}, {units}, {layer.cell_bits});",
                 trace("c", c, units),
             ]
         return [*calls, trace("h", h, units)]
@@ -335,14 +318,6 @@ def _float(value: float) -> str:
 
 def _float_row(row: np.ndarray) -> str:
     return ", ".join(map(_float, row))
-
-
-def _lines(values: np.ndarray, kind: str) -> list[str]:
-    if kind == "uint32_t":
-        texts, columns = [f"0x{int(value):08x}" for value in values], 8
-    else:
-        texts, columns = [str(int(value)) for value in values], 12
-    return [", ".join(texts[k : k + columns]) + "," for k in range(0, len(texts), columns)]
 
 
 @functools.cache

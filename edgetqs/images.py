@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgetqs import firmware
 from edgetqs.emit_c import RUNTIME_FILES
+from edgetqs.layout import layout_of
 from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
@@ -41,7 +42,7 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
         (folder / name).write_text(text, encoding="utf-8")
     for name in (*RUNTIME_FILES, "app.c", "board.h"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
-    runtime = ["edgetqs_rt.c", "edgetqs_dsp.c"] if kernels == "dsp" else ["edgetqs_rt.c"]
+    runtime = ("edgetqs_rt.c", *layout_of(kernels).sources)
     generated = [name for name in texts if name.endswith(".c")]
     return Sources(folder, tuple(folder / name for name in (*generated, *runtime)))
 

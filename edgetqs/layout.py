@@ -1,80 +1,145 @@
-"""How weights lie in flash: the one place that knows packing, padding and row order.
+"""How rows of weights lie in flash: the one place that knows packing, padding and row order.
 
-``portable``  int8 row by row; int4 row by row, two columns a byte, first in
-              the low half, odd rows padded with a zero.
-``dsp``       rows in blocks of four (the rest in blocks of one), columns
-              padded to 4 (int8) or 8 (int4); within a block one word a row for
-              each group of columns. See runtime/edgetqs_dsp.c.
+Rows of one width are stored as one array of 32-bit words that the row
+functions of ``runtime/`` walk through from front to back: blocks of rows, and
+within a block its weights, a bias a row where any row has one, and a
+multiplier a row (32 bits: the row's factor times 2^32).
 
-A matrix is stored as one array of words a run of gates of equal width, with
-a multiplier (2 bytes), a shift (1 byte) and, where there is one, a bias (4
-bytes) a row.
+``portable``  one block. int8 row by row; int4 row by row, two columns a byte,
+              first in the low half, odd rows padded with a zero.
+``dsp``       blocks of four rows, the rest in blocks of one; columns padded to
+              4, in a block of one to 4 (int8) or 8 (int4). In a block of four
+              each half of a word holds one column of several rows; see
+              runtime/edgetqs_dsp.c.
+``wide``      as portable, with multiplier and shift instead of the factor: for
+              rows that the others cannot compute, on every target.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgetqs.errors import BadInput
 from edgetqs.integer import ACCUMULATOR_LIMIT, Matrix
 
-KERNELS = ("portable", "dsp")
 #: Activation vectors are padded to this many values; the same as EDGETQS_PAD.
 PAD = 8
-#: Bytes a row beside its weights: multiplier and shift.
-ROW_BYTES = 3
+MULTIPLIER_BYTES = 4
 BIAS_BYTES = 4
 
-_BYTE_ORDER = [0, 2, 1, 3]
-_NIBBLE_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Weights in blocks of ``block`` rows (None: all in one block), the rest in blocks of one.
+
+    ``pack`` gives the bytes of one block; ``columns`` is what (block rows,
+    width) are padded to; ``most`` is the number of columns that the kernels'
+    sums have room for.
+    """
+
+    sources: tuple[str, ...]  # of runtime/
+    block: int | None
+    columns: Callable[[int, int], int]
+    pack: Callable[[np.ndarray, int], bytes]
+    most: int
 
 
 def padded(count: int, multiple: int = PAD) -> int:
     return -(-count // multiple) * multiple
 
 
-def is_wide(matrix: Matrix) -> bool:
-    """Whether some row's sum could leave an int32, so that it is summed in parts."""
-    return bool(matrix.accumulator_bound().max() > ACCUMULATOR_LIMIT)
+def layout_of(kernels: str) -> Layout:
+    if kernels not in LAYOUTS:
+        raise BadInput(f"unknown kernels {kernels!r}", todo=f"one of: {', '.join(KERNELS)}")
+    return LAYOUTS[kernels]
+
+
+def is_wide(matrix: Matrix, kernels: str = "portable") -> bool:
+    """Whether ``kernels`` cannot compute the matrix, because a sum may leave an int32 or a factor is no uint31 / 2^32."""
+    factor_fits = (matrix.shift <= 32).all() and (factors(matrix) < 2**31).all()
+    small = matrix.accumulator_bound().max() <= ACCUMULATOR_LIMIT and matrix.columns <= layout_of(kernels).most
+    return not (factor_fits and small)
+
+
+def factors(matrix: Matrix) -> np.ndarray:
+    """(rows,) what a row's sum is multiplied with, in steps of 2^-32."""
+    return matrix.multiplier.astype(np.int64) << np.maximum(32 - matrix.shift.astype(np.int64), 0)
+
+
+def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> np.ndarray:
+    """Rows ``start`` to ``stop`` of one width as little-endian uint32 words."""
+    wide = is_wide(matrix, kernels)
+    layout = layout_of("portable" if wide else kernels)
+    weights, bias = matrix.weights[start:stop], matrix.bias[start:stop]
+    multipliers = (matrix.multiplier | matrix.shift << 16 if wide else factors(matrix))[start:stop]
+    data = b""
+    for low, high in blocks(stop - start, layout):
+        packed = layout.pack(_pad_columns(weights[low:high], layout.columns(high - low, width)), width)
+        data += packed + bytes(-len(packed) % 4)
+        data += bias[low:high].astype("<i4").tobytes() if bias.any() else b""
+        data += multipliers[low:high].astype("<u4").tobytes()
+    return np.frombuffer(data, "<u4")
+
+
+def blocks(rows: int, layout: Layout) -> list[tuple[int, int]]:
+    """(first row, last row + 1) of each block, in the order of storage."""
+    size = layout.block or rows
+    whole = rows // size * size
+    return [(k, k + size) for k in range(0, whole, size)] + [(k, k + 1) for k in range(whole, rows)]
 
 
 def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
-    """Bytes of ``pack(weights of this shape)``, the whole array padded to words."""
-    if kernels == "dsp":
-        return rows * padded(columns, 4 if width == 8 else 8) * width // 8
-    return padded(rows * (columns if width == 8 else (columns + 1) // 2), 4)
-
-
-def pack(weights: np.ndarray, width: int, kernels: str) -> np.ndarray:
-    """(rows, columns) integers as little-endian uint32 words."""
-    if kernels not in KERNELS:
-        raise BadInput(f"unknown kernels {kernels!r}", todo=f"one of: {', '.join(KERNELS)}")
-    data = _pack_dsp(weights, width) if kernels == "dsp" else _pack_portable(weights, width)
-    return np.frombuffer(data + bytes(-len(data) % 4), "<u4")
+    """Bytes of the weights of these rows as stored, padding included."""
+    layout = layout_of(kernels)
+    return sum(
+        padded((high - low) * padded(columns, layout.columns(high - low, width)) * width // 8, 4)
+        for low, high in blocks(rows, layout)
+    )
 
 
 def _pack_portable(weights: np.ndarray, width: int) -> bytes:
     if width == 8:
         return weights.astype(np.int8).tobytes()
-    nibbles = _pad_columns(weights, 2).astype(np.int8).view(np.uint8) & 0xF
+    nibbles = weights.astype(np.int8).view(np.uint8) & 0xF
     return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8).tobytes()
 
 
 def _pack_dsp(weights: np.ndarray, width: int) -> bytes:
-    group = 4 if width == 8 else 8
-    padded_weights = _pad_columns(weights, group)
-    rows, columns = padded_weights.shape
-    grouped = padded_weights.reshape(rows, columns // group, group)
-    if width == 8:
-        words = np.ascontiguousarray(grouped[..., _BYTE_ORDER].astype(np.int8)).view("<u4")[..., 0]
+    if len(weights) == 1:
+        order = [0, 2, 1, 3] if width == 8 else [0, 2, 4, 6, 1, 3, 5, 7]
+        fields = weights.reshape(-1, len(order))[:, order] + (8 if width == 4 else 0)
+        words = _fields(fields, width)
     else:
-        nibbles = (grouped[..., _NIBBLE_ORDER] + 8).astype(np.uint32)
-        words = (nibbles << (4 * np.arange(8, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
-    blocks = rows // 4 * 4
-    in_fours = words[:blocks].reshape(-1, 4, columns // group).transpose(0, 2, 1)
-    return in_fours.astype("<u4").tobytes() + words[blocks:].astype("<u4").tobytes()
+        together = 16 // width
+        offsets = 0 if width == 8 else np.array([8, 8, 8, 0])[:, None]
+        halves = (weights.reshape(-1, together, weights.shape[1]) + offsets) << width * np.arange(together)[:, None]
+        words = _fields(halves.sum(axis=1).T.reshape(-1, 2, 4 // together).transpose(0, 2, 1).reshape(-1, 2), 16)
+    return words.astype("<u4").tobytes()
+
+
+def _fields(values: np.ndarray, bits: int) -> np.ndarray:
+    """(words, fields) integers, two's complement, the first in the lowest bits -> (words,)."""
+    places = bits * np.arange(values.shape[1], dtype=np.int64)
+    return ((values & (1 << bits) - 1) << places).sum(axis=1)
 
 
 def _pad_columns(weights: np.ndarray, multiple: int) -> np.ndarray:
     extra = padded(weights.shape[1], multiple) - weights.shape[1]
     return np.ascontiguousarray(np.pad(weights.astype(np.int64), ((0, 0), (0, extra))))
+
+
+LAYOUTS = {
+    "portable": Layout((), None, lambda rows, width: 1 if width == 8 else 2, _pack_portable, ACCUMULATOR_LIMIT),
+    # An int4 sum on its way holds up to 136 * 32768 a column.
+    "dsp": Layout(
+        ("edgetqs_dsp.c", "edgetqs_dsp_blocks.S"),
+        4,
+        lambda rows, width: 8 if (rows, width) == (1, 4) else 4,
+        _pack_dsp,
+        480,
+    ),
+}
+KERNELS = tuple(LAYOUTS)

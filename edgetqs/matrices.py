@@ -115,15 +115,14 @@ def _floor(part: Part) -> Floats:
 def _grid(scales: Floats, part: Part) -> tuple[np.ndarray, np.ndarray, Floats]:
     """Row scales rounded up so that input_scale * scale / output_scale is m * 2^-n, m odd and below 2^15.
 
-    Then every engine requantizes alike. Rows of zeros take a scale that
+    Then every engine requantizes alike; n is at most 32, so that the firmware's factor is whole at 2^-32. Rows of zeros take a scale that
     leaves their bias 16 fractional bits.
     """
     ratio = part.input_scale / part.output_scale
     wanted = np.maximum(scales * ratio, 2.0**-31)
     wanted[scales < 1e-30] = 2.0**-16
-    mantissa, exponent = np.frexp(wanted)
-    multiplier = np.minimum(np.ceil(mantissa * 2**15).astype(np.int64) | 1, 2**15 - 1)
-    shift = 15 - exponent.astype(np.int64)
+    shift = np.minimum(15 - np.frexp(wanted)[1].astype(np.int64), 32)
+    multiplier = np.minimum(np.ceil(np.ldexp(wanted, shift)).astype(np.int64) | 1, 2**15 - 1)
     if (shift < 1).any():
         raise BadInput("weights are too large for 16-bit activations", part.where, "check the trained model's scaling")
     return multiplier, shift, multiplier * 2.0 ** -shift.astype(np.float64) / ratio

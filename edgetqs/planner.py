@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgetqs.errors import BadInput, CheckFailed
-from edgetqs.layout import BIAS_BYTES, ROW_BYTES, packed_bytes
+from edgetqs.layout import BIAS_BYTES, MULTIPLIER_BYTES, packed_bytes
 from edgetqs.model import Forecaster, Gru
 from edgetqs.rounding import limit, nearest
 from edgetqs.tqs import Score
@@ -262,7 +262,7 @@ class Table:
 
 def _block_bytes(forecaster: Forecaster, block: Block, width: int, kernels: str) -> int:
     rows, columns = weights(forecaster, block).shape
-    return packed_bytes(rows, columns, width, kernels) + ROW_BYTES * rows
+    return packed_bytes(rows, columns, width, kernels) + MULTIPLIER_BYTES * rows
 
 
 def _block_error(forecaster: Forecaster, block: Block, width: int) -> float:

@@ -1,8 +1,6 @@
 /* edgetqs runtime: see edgetqs_rt.h. */
 #include "edgetqs_rt.h"
 
-#include <stddef.h>
-
 /* Shifting a negative value right is left to the compiler by C99; this runtime
  * needs the arithmetic shift that gcc and clang document. */
 typedef char edgetqs_needs_arithmetic_shift[(-1 >> 1) == -1 ? 1 : -1];
@@ -13,11 +11,6 @@ static const uint16_t sigmoid_table[256] = {
 };
 
 /* ---- Rows, portable ---- */
-
-static int32_t bias_of(const edgetqs_rows *m, unsigned row)
-{
-    return m->bias != NULL ? m->bias[row] : 0;
-}
 
 static int32_t dot8(const int8_t *w, const int16_t *x, unsigned columns, int32_t sum)
 {
@@ -47,26 +40,50 @@ static int32_t dot4(const uint8_t *w, const int16_t *x, unsigned columns, int32_
     return k < columns ? sum + low_nibble(*w) * x[k] : sum;
 }
 
+/* Bytes of a row's weights. */
+static unsigned bytes8(const edgetqs_rows *m)
+{
+    return m->columns;
+}
+
+static unsigned bytes4(const edgetqs_rows *m)
+{
+    return (m->columns + 1u) / 2u;
+}
+
+/* The multipliers lie behind the weights and the biases. */
+static const uint32_t *multipliers(const edgetqs_rows *m, unsigned row_bytes)
+{
+    return m->stored + (row_bytes * m->rows + 3u) / 4u + (m->biased ? m->rows : 0u);
+}
+
+static int32_t bias_of(const edgetqs_rows *m, const uint32_t *multiplier, unsigned row)
+{
+    return m->biased ? (int32_t)(multiplier - m->rows)[row] : 0;
+}
+
 uint32_t edgetqs_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const int8_t *w = m->weights;
+    const int8_t *w = (const void *)m->stored;
+    const uint32_t *multiplier = multipliers(m, bytes8(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int32_t sum = dot8(w, x, m->columns, bias_of(m, row));
-        clipped += edgetqs_store(&y[row], edgetqs_requantize(sum, m->multiplier[row], m->shift[row]), add);
-        w += m->columns;
+        int32_t sum = dot8(w, x, m->columns, bias_of(m, multiplier, row));
+        clipped |= edgetqs_store(&y[row], edgetqs_requantize(sum, multiplier[row]), add);
+        w += bytes8(m);
     }
     return clipped;
 }
 
 uint32_t edgetqs_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const uint8_t *w = m->weights;
+    const uint8_t *w = (const void *)m->stored;
+    const uint32_t *multiplier = multipliers(m, bytes4(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int32_t sum = dot4(w, x, m->columns, bias_of(m, row));
-        clipped += edgetqs_store(&y[row], edgetqs_requantize(sum, m->multiplier[row], m->shift[row]), add);
-        w += (m->columns + 1u) / 2u;
+        int32_t sum = dot4(w, x, m->columns, bias_of(m, multiplier, row));
+        clipped |= edgetqs_store(&y[row], edgetqs_requantize(sum, multiplier[row]), add);
+        w += bytes4(m);
     }
     return clipped;
 }
@@ -74,41 +91,45 @@ uint32_t edgetqs_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool
 /* 512 columns of int8 weights keep a partial sum within an int32. */
 #define WIDE_CHUNK 512u
 
-static int32_t requantize_wide(int64_t sum, uint32_t multiplier, uint32_t shift)
+/* factor: multiplier and, from bit 16 on, shift. */
+static int32_t requantize_wide(int64_t sum, uint32_t factor)
 {
+    uint32_t shift = factor >> 16;
     uint64_t magnitude = sum < 0 ? (uint64_t)0 - (uint64_t)sum : (uint64_t)sum;
-    int32_t result = (int32_t)((magnitude * multiplier + ((uint64_t)1 << (shift - 1u))) >> shift);
+    int32_t result = (int32_t)((magnitude * (factor & 0xFFFFu) + ((uint64_t)1 << (shift - 1u))) >> shift);
     return sum < 0 ? -result : result;
 }
 
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const int8_t *w = m->weights;
+    const int8_t *w = (const void *)m->stored;
+    const uint32_t *factor = multipliers(m, bytes8(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int64_t sum = bias_of(m, row);
+        int64_t sum = bias_of(m, factor, row);
         for (unsigned k = 0; k < m->columns; k += WIDE_CHUNK) {
             unsigned count = m->columns - k < WIDE_CHUNK ? m->columns - k : WIDE_CHUNK;
             sum += dot8(w + k, x + k, count, 0);
         }
-        clipped += edgetqs_store(&y[row], requantize_wide(sum, m->multiplier[row], m->shift[row]), add);
-        w += m->columns;
+        clipped |= edgetqs_store(&y[row], requantize_wide(sum, factor[row]), add);
+        w += bytes8(m);
     }
     return clipped;
 }
 
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const uint8_t *w = m->weights;
+    const uint8_t *w = (const void *)m->stored;
+    const uint32_t *factor = multipliers(m, bytes4(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int64_t sum = bias_of(m, row);
+        int64_t sum = bias_of(m, factor, row);
         for (unsigned k = 0; k < m->columns; k += WIDE_CHUNK) {
             unsigned count = m->columns - k < WIDE_CHUNK ? m->columns - k : WIDE_CHUNK;
             sum += dot4(w + k / 2u, x + k, count, 0);
         }
-        clipped += edgetqs_store(&y[row], requantize_wide(sum, m->multiplier[row], m->shift[row]), add);
-        w += (m->columns + 1u) / 2u;
+        clipped |= edgetqs_store(&y[row], requantize_wide(sum, factor[row]), add);
+        w += bytes4(m);
     }
     return clipped;
 }
@@ -229,7 +250,7 @@ uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsig
     const int16_t *o = gates + 3u * units;
     uint32_t clipped = 0;
     for (unsigned k = 0; k < units; ++k) {
-        clipped += edgetqs_store(&c[k], gated(f[k], c[k], 14) + gated(i[k], fresh[k], 29u - cell_bits), false);
+        clipped |= edgetqs_store(&c[k], gated(f[k], c[k], 14) + gated(i[k], fresh[k], 29u - cell_bits), false);
         h[k] = (int16_t)gated(o[k], tanh_of(rescale(c[k], cell_bits), 12), 14);
     }
     return clipped;

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define EDGETQS_RT_VERSION 1
+#define EDGETQS_RT_VERSION 2
 
 /* Vectors that rows are multiplied with start on a word and are padded to a
  * multiple of this many values. */
@@ -30,30 +30,24 @@ void edgetqs_trace(uint16_t layer, uint16_t what, const int16_t *values, uint16_
 #define EDGETQS_TRACE(layer, what, values, count) ((void)0)
 #endif
 
-/* ---- Rows of a matrix: y = saturate(round((W x + bias) * multiplier / 2^shift)) ----
+/* ---- Rows of a matrix: y = saturate(round((W x + bias) * multiplier / 2^32)), ties away from zero ----
  *
- * Weight layouts (written by edgetqs/layout.py):
- *   portable int8  row by row
- *   portable int4  row by row, two columns a byte, the first in the low half;
- *                  a row of odd length is padded with a zero
- *   dsp            see edgetqs_dsp.c
+ * What is stored, and in which layout, is told and decided in edgetqs/layout.py.
  */
 typedef struct {
-    const void *weights;
-    const int32_t *bias;        /* NULL: none */
-    const uint16_t *multiplier; /* odd, below 2^15 */
-    const uint8_t *shift;       /* 1 to 46 */
+    const uint32_t *stored; /* weights, biases, multipliers (below 2^31) */
     uint16_t rows;
     uint16_t columns;
+    bool biased; /* else there are no biases */
 } edgetqs_rows;
 
-/* Each gives how many rows were clipped to int16. With add, y is a saturating
- * sum of what it holds and the new value. */
+/* Each gives 0 if no row was clipped to int16, else another number. With add, y
+ * is a saturating sum of what it holds and the new value. */
 uint32_t edgetqs_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
-/* For rows whose sums do not fit an int32. Portable layout. */
+/* For rows whose sums do not fit an int32 or that have multipliers and shifts of their own. */
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 
@@ -67,7 +61,7 @@ void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits
 
 /* ---- Cells ---- */
 
-/* gates: i f c o, squashed; c at 2^-cell_bits. Gives how many cell states were clipped. */
+/* gates: i f c o, squashed; c at 2^-cell_bits. Gives 0 if no cell state was clipped. */
 uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits);
 /* a = a + r * b (reset_after) and a = r * b */
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
@@ -109,21 +103,18 @@ static inline int16_t edgetqs_saturate(int32_t value)
     return value < -32768 ? (int16_t)-32768 : (int16_t)value;
 }
 
-/* sum * multiplier / 2^shift, ties away from zero; the result fits an int32. */
-static inline int32_t edgetqs_requantize(int32_t sum, uint32_t multiplier, uint32_t shift)
+/* sum * multiplier / 2^32, ties away from zero; the result fits an int32. */
+static inline int32_t edgetqs_requantize(int32_t sum, uint32_t multiplier)
 {
-    uint32_t magnitude = sum < 0 ? 0u - (uint32_t)sum : (uint32_t)sum;
-    uint64_t product = (uint64_t)magnitude * multiplier + ((uint64_t)1 << (shift - 1u));
-    int32_t result = (int32_t)(product >> shift);
-    return sum < 0 ? -result : result;
+    return (int32_t)(((int64_t)sum * (int32_t)multiplier + ((int64_t)1 << 31) + (sum >> 31)) >> 32);
 }
 
-/* Stores one row's value; gives 1 if it was clipped. */
+/* Stores one row's value; gives a number other than 0 if it was clipped. */
 static inline uint32_t edgetqs_store(int16_t *y, int32_t value, bool add)
 {
     int16_t clipped = edgetqs_saturate(value);
     *y = add ? edgetqs_saturate((int32_t)*y + clipped) : clipped;
-    return clipped != value;
+    return (uint32_t)(clipped ^ value);
 }
 
 #endif

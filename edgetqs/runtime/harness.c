@@ -11,7 +11,7 @@
  *   C in[INPUTS]           step between the counting marks -> ticks
  *   K                      -> bytes of stack used since the last K
  *   M                      -> inputs, outputs, known, state bytes: four uint32
- * A record is y[OUTPUTS] and the states, which are followed by the count of
+ * A record is y[OUTPUTS] and the states, which are followed by the count of steps with
  * clipped values. A status is a uint32. In a trace build (EDGETQS_TRACE_BUILD) steps write, before their
  * record, what they compute on their way: layer, what, count, values, all
  * uint16, and 0xFFFF when the step ends.
