@@ -21,8 +21,6 @@ from edgetqs.paths import data_dir
 
 #: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
 RUNTIME_VERSION = 2
-#: The runtime's sources that a generated model needs.
-RUNTIME_FILES = ("edgetqs_rt.h", "edgetqs_rt.c", "edgetqs_dsp.c", "edgetqs_dsp_blocks.S", "sigmoid_table.inc")
 
 #: Names the generated source uses itself.
 _RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs")

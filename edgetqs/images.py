@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetqs import firmware
-from edgetqs.emit_c import RUNTIME_FILES
 from edgetqs.layout import layout_of
 from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
+#: The runtime's files that every generated model needs; its layout names more.
+_RUNTIME = ("edgetqs_rt.c", "edgetqs_cells.c")
+_HEADERS = ("edgetqs_rt.h", "sigmoid_table.inc", "board.h")
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26
 #: The harness may be this much larger than the device's flash; emulated flash is larger still.
@@ -40,9 +42,9 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    for name in (*RUNTIME_FILES, "app.c", "board.h"):
+    runtime = (*_RUNTIME, *layout_of(kernels).sources)
+    for name in (*runtime, *_HEADERS, "app.c"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
-    runtime = ("edgetqs_rt.c", *layout_of(kernels).sources)
     generated = [name for name in texts if name.endswith(".c")]
     return Sources(folder, tuple(folder / name for name in (*generated, *runtime)))
 

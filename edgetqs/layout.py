@@ -58,7 +58,7 @@ def layout_of(kernels: str) -> Layout:
 
 
 def is_wide(matrix: Matrix, kernels: str = "portable") -> bool:
-    """Whether ``kernels`` cannot compute the matrix, because a sum may leave an int32 or a factor is no uint31 / 2^32."""
+    """Whether ``kernels`` cannot compute it: a sum may leave an int32, or a factor is no uint31 / 2^32."""
     factor_fits = (matrix.shift <= 32).all() and (factors(matrix) < 2**31).all()
     small = matrix.accumulator_bound().max() <= ACCUMULATOR_LIMIT and matrix.columns <= layout_of(kernels).most
     return not (factor_fits and small)

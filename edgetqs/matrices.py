@@ -115,8 +115,8 @@ def _floor(part: Part) -> Floats:
 def _grid(scales: Floats, part: Part) -> tuple[np.ndarray, np.ndarray, Floats]:
     """Row scales rounded up so that input_scale * scale / output_scale is m * 2^-n, m odd and below 2^15.
 
-    Then every engine requantizes alike; n is at most 32, so that the firmware's factor is whole at 2^-32. Rows of zeros take a scale that
-    leaves their bias 16 fractional bits.
+    Then every engine requantizes alike; n is at most 32, so that the
+    firmware's factor is whole at 2^-32. Rows of zeros take a scale that leaves their bias 16 fractional bits.
     """
     ratio = part.input_scale / part.output_scale
     wanted = np.maximum(scales * ratio, 2.0**-31)

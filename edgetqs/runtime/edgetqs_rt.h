@@ -1,8 +1,9 @@
 /*
  * edgetqs runtime: the integer arithmetic of recurrent forecasters.
  *
- * edgetqs_rt.c   requantization, tables, cells, conversion from and to floats
- * edgetqs_dsp.c  matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
+ * edgetqs_rt.c     matrix rows, conversion from and to floats, the closed loop
+ * edgetqs_cells.c  functions by table, cells
+ * edgetqs_dsp.c    matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and
