@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgetqs.errors import BadInput
-from edgetqs.fixedpoint import table_multiplier
+from edgetqs.fixedpoint import INT16_MAX, SIGMOID_FLAT, table_multiplier, table_position
 from edgetqs.integer import HARD_SLOPES, ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 from edgetqs.layout import is_wide, padded, stored
 from edgetqs.paths import data_dir
@@ -187,8 +187,16 @@ def _activation(layer: IntegerDense, output: str) -> list[str]:
     if layer.activation == "relu":
         return [f"edgetqs_relu({output}, {count});"]
     if layer.activation in ("tanh", "sigmoid"):
-        return [f"edgetqs_{layer.activation}({output}, {count}, {table_multiplier(layer.kernel.output_scale)[1]});"]
+        return [_table_call(layer.activation, output, count, layer.kernel.output_scale)]
     return []
+
+
+def _table_call(function: str, values: str, count: int, scale: float) -> str:
+    """The call that turns values at ``scale`` into the function's."""
+    multiplier, shift = table_multiplier(scale)
+    if function == "sigmoid" and table_position(np.int64(INT16_MAX + 1), multiplier, shift) >> 9 < SIGMOID_FLAT:
+        return f"edgetqs_sigmoid({values}, {count});"
+    return f"edgetqs_{function}{'_wide' if function == 'sigmoid' else ''}({values}, {count}, {shift});"
 
 
 def _recurrent_calls(
@@ -209,12 +217,12 @@ def _recurrent_calls(
         calls += recurrent(h, z, every)
         calls.append(trace("0", z, units * len(every)))
         if layer.kind == "rnn":
-            calls += [f"edgetqs_tanh({z}, {units}, {shift});", f"edgetqs_copy({h}, {z}, {units});"]
+            calls += [_table_call("tanh", z, units, layer.z_scale), f"edgetqs_copy({h}, {z}, {units});"]
         else:
             c = f"s->c{number}"
             calls += [
                 _squash(layer, z, 2 * units),
-                f"edgetqs_tanh({z} + {2 * units}, {units}, {shift});",
+                _table_call("tanh", f"{z} + {2 * units}", units, layer.z_scale),
                 _squash(layer, f"{z} + {3 * units}", units),
                 f"clipped |= edgetqs_lstm_update({z}, {h}, {c}, {units}, {layer.cell_bits});",
                 trace("c", c, units),
@@ -236,7 +244,7 @@ def _recurrent_calls(
 def _squash(layer: IntegerRecurrent, values: str, count: int) -> str:
     """The call that turns pre-activations into gates."""
     if layer.gate == "sigmoid":
-        return f"edgetqs_sigmoid({values}, {count}, {table_multiplier(layer.z_scale)[1]});"
+        return _table_call("sigmoid", values, count, layer.z_scale)
     function = {"0.2": "edgetqs_hard_sigmoid_fifth", "1/6": "edgetqs_hard_sigmoid_sixth"}[HARD_SLOPES[layer.gate]]
     return f"{function}({values}, {count}, {layer.z_bits});"
 

@@ -31,10 +31,15 @@ HARD_SIGMOID_SIXTH = 21845
 HARD_SIGMOID_MANTISSA = 1342177280
 
 #: About 65536 * sigmoid(i / 24) for i = 0..255 (U0.16): the table that LiteRT's int16 LOGISTIC and
-#: TANH interpolate. The firmware includes the same file.
-SIGMOID_TABLE: Integers = np.array(
-    resources.files("edgetqs").joinpath("runtime/sigmoid_table.inc").read_text().replace(",", " ").split(), np.int64
+#: TANH interpolate. The firmware includes the same file: less 32768, with the last entry once more.
+SIGMOID_TABLE: Integers = 32768 + np.array(
+    resources.files("edgetqs").joinpath("runtime/sigmoid_table.inc").read_text().replace(",", " ").split()[:256],
+    np.int64,
 )
+
+
+#: The entry from which on the functions are flat.
+SIGMOID_FLAT = 255
 
 
 def saturate(values: Integers) -> Integers:
@@ -96,7 +101,7 @@ def logistic(values: Integers, multiplier: int, shift: int) -> Integers:
     magnitude = np.abs(position)
     entry, fraction = np.minimum(magnitude >> 9, 254), magnitude & 511
     low, high = SIGMOID_TABLE[entry], SIGMOID_TABLE[entry + 1]
-    result = np.where(magnitude >> 9 >= 255, 0x7FFF << 10, (low << 9) + fraction * (high - low))
+    result = np.where(magnitude >> 9 >= SIGMOID_FLAT, 0x7FFF << 10, (low << 9) + fraction * (high - low))
     return np.where(position >= 0, result + 512, (1 << 25) - result + 511) >> 10
 
 
@@ -120,5 +125,5 @@ def tanh(values: Integers, multiplier: int, shift: int) -> Integers:
     magnitude = np.abs(position)
     entry, fraction = np.minimum(magnitude >> 8, 254), magnitude & 255
     low, high = SIGMOID_TABLE[entry], SIGMOID_TABLE[entry + 1]
-    result = np.where(magnitude >> 8 >= 255, 0xFFFF << 8, (low << 8) + fraction * (high - low))
+    result = np.where(magnitude >> 8 >= SIGMOID_FLAT, 0xFFFF << 8, (low << 8) + fraction * (high - low))
     return np.where(position >= 0, result - (1 << 23) + 128, -result + (1 << 23) + 127) >> 8

@@ -1,57 +1,115 @@
 /* edgetqs runtime, functions by table and cells: see edgetqs_rt.h. */
 #include "edgetqs_rt.h"
 
-/* About 65536 * sigmoid(i / 24). */
-static const uint16_t sigmoid_table[256] = {
+/* About 65536 * sigmoid(i / 24) - 32768; the last entry stands twice. */
+static const int16_t sigmoid_table[257] = {
 #include "sigmoid_table.inc"
 };
 
-/* ---- Functions by table ---- */
+/* ---- What some cores do in one instruction ---- */
 
-static int32_t table_position(int16_t value, unsigned table_shift)
+#if defined(__ARM_FEATURE_SAT)
+#define SATURATE(value, bits)                                                                                          \
+    ({                                                                                                                 \
+        int32_t saturated_;                                                                                            \
+        __asm__("ssat %0, %1, %2" : "=r"(saturated_) : "I"(bits), "r"(value));                                         \
+        saturated_;                                                                                                    \
+    })
+#else
+static inline int32_t saturated(int32_t value, int32_t limit)
 {
-    return ((int32_t)value * 30720 + (1 << (table_shift - 1u))) >> table_shift;
+    return value >= limit ? limit - 1 : value < -limit ? -limit : value;
+}
+#define SATURATE(value, bits) saturated(value, (int32_t)1 << (bits - 1))
+#endif
+
+/* A constant that the compiler is to keep in a register rather than to take apart. */
+#define IN_REGISTER(constant) __asm__("" : "+r"(constant))
+
+/* (entry[0] << fraction) + between * (entry[1] - entry[0]) */
+static inline int32_t interpolated(const int16_t *entry, int32_t between, unsigned fraction)
+{
+#if defined(__ARM_FEATURE_DSP) || defined(__ARM_FEATURE_UNALIGNED)
+    typedef int32_t __attribute__((may_alias, aligned(2))) pair;
+    int32_t both = *(const pair *)(const void *)entry;
+#else
+    int32_t low = entry[0];
+    int32_t rise = entry[1] - low;
+#endif
+#if defined(__ARM_FEATURE_DSP)
+    int32_t weights = between * 0xFFFF + (1 << fraction); /* between above 2^fraction - between */
+    int32_t value;
+    __asm__("smuad %0, %1, %2" : "=r"(value) : "r"(both), "r"(weights));
+    return value;
+#elif defined(__ARM_FEATURE_UNALIGNED)
+    int32_t low = (int16_t)both;
+    int32_t rise = (both >> 16) - low;
+#endif
+#if !defined(__ARM_FEATURE_DSP)
+    return low * (1 << fraction) + between * rise;
+#endif
 }
 
-static int16_t sigmoid_of(int16_t value, unsigned table_shift)
+/* ---- Functions by table ----
+ *
+ * A position in the table is an entry and, below it, some bits of fraction. What
+ * is interpolated there takes the position's sign: for a negative one ~value
+ * stands for -value, since the reference rounds ties up on that side. Then the
+ * function's value at 0 and one half to round with are added.
+ */
+
+static inline int32_t position_of(int32_t z, unsigned up)
 {
-    int32_t position = table_position(value, table_shift);
-    uint32_t magnitude = position < 0 ? 0u - (uint32_t)position : (uint32_t)position;
-    uint32_t entry = magnitude >> 9;
-    uint32_t result = (uint32_t)0x7FFF << 10;
-    if (entry < 255u) {
-        uint32_t low = sigmoid_table[entry];
-        result = (low << 9) + (magnitude & 511u) * (sigmoid_table[entry + 1u] - low);
+    return (15 * z + ((1 << up) >> 1)) >> up;
+}
+
+static inline int32_t sigmoid_at(int32_t position, uint32_t magnitude, int32_t centre)
+{
+    int32_t value = interpolated(&sigmoid_table[magnitude >> 9], (int32_t)(magnitude & 511u), 9);
+    return (centre + (value ^ (position >> 31))) >> 10;
+}
+
+static inline uint32_t magnitude_of(int32_t position)
+{
+    int32_t sign = position >> 31;
+    return (uint32_t)((position ^ sign) - sign);
+}
+
+static inline int32_t tanh_at(int32_t position)
+{
+    uint32_t magnitude = magnitude_of(position);
+    magnitude = magnitude > 0xFFFFu ? 0xFFFFu : magnitude; /* flat from entry 255 on */
+    int32_t value = interpolated(&sigmoid_table[magnitude >> 8], (int32_t)(magnitude & 255u), 8);
+    return (128 + (value ^ (position >> 31))) >> 8;
+}
+
+#define SIGMOID_CENTRE ((1 << 24) + 512)
+
+void edgetqs_sigmoid(int16_t *values, unsigned count)
+{
+    int32_t centre = SIGMOID_CENTRE;
+    IN_REGISTER(centre);
+    for (const int16_t *end = values + count; values < end; ++values) {
+        int32_t position = position_of(*values, 2);
+        *values = (int16_t)sigmoid_at(position, magnitude_of(position), centre);
     }
-    result = position >= 0 ? result + 512u : ((uint32_t)1 << 25) - result + 511u;
-    return (int16_t)(result >> 10);
 }
 
-static int16_t tanh_of(int16_t value, unsigned table_shift)
+void edgetqs_sigmoid_wide(int16_t *values, unsigned count, unsigned table_shift)
 {
-    int32_t position = table_position(value, table_shift);
-    uint32_t magnitude = position < 0 ? 0u - (uint32_t)position : (uint32_t)position;
-    uint32_t entry = magnitude >> 8;
-    int32_t result = 0xFFFF << 8;
-    if (entry < 255u) {
-        uint32_t low = sigmoid_table[entry];
-        result = (int32_t)((low << 8) + (magnitude & 255u) * (sigmoid_table[entry + 1u] - low));
-    }
-    result -= 1 << 23;
-    return (int16_t)((position >= 0 ? result + 128 : 127 - result) >> 8);
-}
-
-void edgetqs_sigmoid(int16_t *values, unsigned count, unsigned table_shift)
-{
-    for (unsigned k = 0; k < count; ++k) {
-        values[k] = sigmoid_of(values[k], table_shift);
+    /* The function is flat from entry 255 on, and has that same value, rounded, at the position before. */
+    const uint32_t last = 255 * 512 - 1;
+    for (const int16_t *end = values + count; values < end; ++values) {
+        int32_t position = position_of(*values, table_shift - 11u);
+        uint32_t magnitude = magnitude_of(position);
+        *values = (int16_t)sigmoid_at(position, magnitude > last ? last : magnitude, SIGMOID_CENTRE);
     }
 }
 
 void edgetqs_tanh(int16_t *values, unsigned count, unsigned table_shift)
 {
-    for (unsigned k = 0; k < count; ++k) {
-        values[k] = tanh_of(values[k], table_shift);
+    for (const int16_t *end = values + count; values < end; ++values) {
+        *values = (int16_t)tanh_at(position_of(*values, table_shift - 11u));
     }
 }
 
@@ -99,31 +157,33 @@ void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits
 
 /* ---- Cells ---- */
 
-/* gate * value / 2^(shift + 1): a halving with ties up, then ties away from zero.
- * A gate is never negative, so no result leaves an int16. */
-static int32_t gated(int16_t gate, int16_t value, unsigned shift)
+/* gate * value / 2^(shift + 1): a halving with ties up, then ties away from zero; half is 2^shift + 1. A gate is
+ * never negative, so that the product has the value's sign and no result leaves an int16. */
+static inline int32_t gated(int16_t gate, int16_t value, int32_t half, unsigned shift)
 {
-    return rounding_shift(((int32_t)gate * value + 1) >> 1, shift);
+    return (gate * value + (half + (value >> 31) * 2)) >> (shift + 1u);
 }
 
-/* The cell state at 2^-cell_bits as tanh reads it, at 5*2^-13: times 0.8 * 2^(11 - cell_bits). */
-static int16_t rescale(int16_t c, unsigned cell_bits)
-{
-    unsigned up = cell_bits < 11u ? 11u - cell_bits : 0u;
-    unsigned down = cell_bits > 11u ? cell_bits - 11u : 0u;
-    return edgetqs_saturate(rounding_shift(doubling_high_product((int32_t)c * (1 << up), 1717986918), down));
-}
+#define HALF ((1 << 14) + 1)
 
 uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
 {
-    const int16_t *i = gates;
-    const int16_t *f = gates + units;
-    const int16_t *fresh = gates + 2u * units;
-    const int16_t *o = gates + 3u * units;
+    unsigned up = cell_bits < 11u ? 11u - cell_bits : 0u;
+    unsigned down = cell_bits > 11u ? cell_bits - 11u : 0u;
+    unsigned shift = 29u - cell_bits;
+    int32_t half = (1 << shift) + 1;
     uint32_t clipped = 0;
-    for (unsigned k = 0; k < units; ++k) {
-        clipped |= edgetqs_store(&c[k], gated(f[k], c[k], 14) + gated(i[k], fresh[k], 29u - cell_bits), false);
-        h[k] = (int16_t)gated(o[k], tanh_of(rescale(c[k], cell_bits), 12), 14);
+    for (const int16_t *end = h + units; h < end; ++h) {
+        int32_t sum = gated(gates[units], *c, HALF, 14) + gated(gates[0], gates[2u * units], half, shift);
+        int32_t cell = SATURATE(sum, 16);
+        clipped |= (uint32_t)(cell ^ sum);
+        *c++ = (int16_t)cell;
+        /* As tanh reads it, at 5*2^-13: times 0.8 * 2^(up - down); there, tanh is flat long before it saturates.
+         * 52429 / 2^16 is close enough to 0.8: no multiple of 0.8 lies near a tie. */
+        int32_t scaled = (SATURATE(cell * (1 << up), 16) * 52429 + (1 << 15)) >> 16;
+        scaled = (scaled + ((1 << down) >> 1) + ((scaled >> 31) & -(int32_t)(down > 0u))) >> down;
+        *h = (int16_t)gated(gates[3u * units], (int16_t)tanh_at(position_of(scaled, 1)), HALF, 14);
+        ++gates;
     }
     return clipped;
 }
@@ -131,22 +191,22 @@ uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsig
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
 {
     for (unsigned k = 0; k < units; ++k) {
-        a[k] = edgetqs_saturate(a[k] + gated(r[k], b[k], 14));
+        a[k] = edgetqs_saturate(a[k] + gated(r[k], b[k], HALF, 14));
     }
 }
 
 void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
 {
     for (unsigned k = 0; k < units; ++k) {
-        a[k] = (int16_t)gated(r[k], b[k], 14);
+        a[k] = (int16_t)gated(r[k], b[k], HALF, 14);
     }
 }
 
 void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift)
 {
     for (unsigned k = 0; k < units; ++k) {
-        int16_t candidate = tanh_of(fresh[k], table_shift);
-        int16_t rest = edgetqs_saturate(candidate - gated(z[k], candidate, 14));
-        h[k] = edgetqs_saturate(rest + gated(z[k], h[k], 14));
+        int16_t candidate = (int16_t)tanh_at(position_of(fresh[k], table_shift - 11u));
+        int16_t rest = edgetqs_saturate(candidate - gated(z[k], candidate, HALF, 14));
+        h[k] = edgetqs_saturate(rest + gated(z[k], h[k], HALF, 14));
     }
 }

@@ -53,7 +53,8 @@ uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y,
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 
 /* ---- Functions by table; table_shift is 13, 12 or 11 for z at 5*2^-14, -13, -12 ---- */
-void edgetqs_sigmoid(int16_t *values, unsigned count, unsigned table_shift);
+void edgetqs_sigmoid(int16_t *values, unsigned count); /* at 5*2^-14, where z does not pass the table's end */
+void edgetqs_sigmoid_wide(int16_t *values, unsigned count, unsigned table_shift);
 void edgetqs_tanh(int16_t *values, unsigned count, unsigned table_shift);
 void edgetqs_relu(int16_t *values, unsigned count);
 /* clip(0.2 z + 0.5, 0, 1) and clip(z / 6 + 0.5, 0, 1), z at 5*2^-z_bits */
