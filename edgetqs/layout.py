@@ -135,7 +135,7 @@ LAYOUTS = {
     "portable": Layout((), None, lambda rows, width: 1 if width == 8 else 2, _pack_portable, ACCUMULATOR_LIMIT),
     # An int4 sum on its way holds up to 136 * 32768 a column.
     "dsp": Layout(
-        ("edgetqs_dsp.c", "edgetqs_dsp_blocks.S"),
+        ("edgetqs_dsp.c", "edgetqs_dsp_rows.S"),
         4,
         lambda rows, width: 8 if (rows, width) == (1, 4) else 4,
         _pack_dsp,

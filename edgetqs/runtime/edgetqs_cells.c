@@ -9,18 +9,29 @@ static const int16_t sigmoid_table[257] = {
 /* ---- What some cores do in one instruction ---- */
 
 #if defined(__ARM_FEATURE_SAT)
-#define SATURATE(value, bits)                                                                                          \
-    ({                                                                                                                 \
-        int32_t saturated_;                                                                                            \
-        __asm__("ssat %0, %1, %2" : "=r"(saturated_) : "I"(bits), "r"(value));                                         \
-        saturated_;                                                                                                    \
-    })
-#else
-static inline int32_t saturated(int32_t value, int32_t limit)
+static inline int32_t saturate16(int32_t value)
 {
-    return value >= limit ? limit - 1 : value < -limit ? -limit : value;
+    int32_t r;
+    __asm__("ssat %0, #16, %1" : "=r"(r) : "r"(value));
+    return r;
 }
-#define SATURATE(value, bits) saturated(value, (int32_t)1 << (bits - 1))
+
+static inline uint32_t at_most_0xFFFF(uint32_t value)
+{
+    uint32_t r;
+    __asm__("usat %0, #16, %1" : "=r"(r) : "r"(value));
+    return r;
+}
+#else
+static inline int32_t saturate16(int32_t value)
+{
+    return edgetqs_saturate(value);
+}
+
+static inline uint32_t at_most_0xFFFF(uint32_t value)
+{
+    return value > 0xFFFFu ? 0xFFFFu : value;
+}
 #endif
 
 /* A constant that the compiler is to keep in a register rather than to take apart. */
@@ -77,8 +88,7 @@ static inline uint32_t magnitude_of(int32_t position)
 
 static inline int32_t tanh_at(int32_t position)
 {
-    uint32_t magnitude = magnitude_of(position);
-    magnitude = magnitude > 0xFFFFu ? 0xFFFFu : magnitude; /* flat from entry 255 on */
+    uint32_t magnitude = at_most_0xFFFF(magnitude_of(position)); /* flat from entry 255 on */
     int32_t value = interpolated(&sigmoid_table[magnitude >> 8], (int32_t)(magnitude & 255u), 8);
     return (128 + (value ^ (position >> 31))) >> 8;
 }
@@ -168,22 +178,27 @@ static inline int32_t gated(int16_t gate, int16_t value, int32_t half, unsigned 
 
 uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
 {
-    unsigned up = cell_bits < 11u ? 11u - cell_bits : 0u;
-    unsigned down = cell_bits > 11u ? cell_bits - 11u : 0u;
+    const int16_t *end = c + units;
     unsigned shift = 29u - cell_bits;
     int32_t half = (1 << shift) + 1;
     uint32_t clipped = 0;
-    for (const int16_t *end = h + units; h < end; ++h) {
-        int32_t sum = gated(gates[units], *c, HALF, 14) + gated(gates[0], gates[2u * units], half, shift);
-        int32_t cell = SATURATE(sum, 16);
-        clipped |= (uint32_t)(cell ^ sum);
-        *c++ = (int16_t)cell;
-        /* As tanh reads it, at 5*2^-13: times 0.8 * 2^(up - down); there, tanh is flat long before it saturates.
-         * 52429 / 2^16 is close enough to 0.8: no multiple of 0.8 lies near a tie. */
-        int32_t scaled = (SATURATE(cell * (1 << up), 16) * 52429 + (1 << 15)) >> 16;
-        scaled = (scaled + ((1 << down) >> 1) + ((scaled >> 31) & -(int32_t)(down > 0u))) >> down;
-        *h = (int16_t)gated(gates[3u * units], (int16_t)tanh_at(position_of(scaled, 1)), HALF, 14);
-        ++gates;
+    const int16_t *i = gates;
+    const int16_t *f = gates + units;
+    const int16_t *fresh = gates + 2u * units;
+    for (int16_t *cell = c; cell < end; ++cell) {
+        int32_t sum = gated(*f++, *cell, HALF, 14) + gated(*i++, *fresh++, half, shift);
+        int32_t kept = saturate16(sum);
+        clipped |= (uint32_t)(kept ^ sum);
+        *cell = (int16_t)kept;
+    }
+    /* As tanh reads it, at 5*2^-13, the state is 0.8 * 2^(11 - cell_bits) times itself. 52429 / 2^16 is close enough
+     * to 0.8: up to where tanh is flat, no multiple of 0.8 lies so near a tie. */
+    const int16_t *o = gates + 3u * units;
+    int32_t factor = 52429;
+    IN_REGISTER(factor);
+    for (const int16_t *cell = c; cell < end; ++cell) {
+        int32_t scaled = (*cell * factor + (1 << (cell_bits + 4u))) >> (cell_bits + 5u);
+        *h++ = (int16_t)gated(*o++, (int16_t)tanh_at(position_of(scaled, 1)), HALF, 14);
     }
     return clipped;
 }
@@ -191,7 +206,7 @@ uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsig
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
 {
     for (unsigned k = 0; k < units; ++k) {
-        a[k] = edgetqs_saturate(a[k] + gated(r[k], b[k], HALF, 14));
+        a[k] = (int16_t)saturate16(a[k] + gated(r[k], b[k], HALF, 14));
     }
 }
 
