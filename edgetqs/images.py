@@ -46,7 +46,8 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     for name in (*runtime, *_HEADERS, "app.c"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
     generated = [name for name in texts if name.endswith(".c")]
-    return Sources(folder, tuple(folder / name for name in (*generated, *runtime)))
+    compiled = [name for name in runtime if not name.endswith(".h")]
+    return Sources(folder, tuple(folder / name for name in (*generated, *compiled)))
 
 
 def write_board(target: Target, folder: Path) -> None:

@@ -11,6 +11,8 @@ multiplier a row (32 bits: the row's factor times 2^32).
               4, in a block of one to 4 (int8) or 8 (int4). In a block of four
               each half of a word holds one column of several rows; see
               runtime/edgetqs_dsp.c.
+``thumb2``    blocks of four rows, the rest in blocks of one, padded as in dsp; see
+              runtime/edgetqs_thumb2.c.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -120,6 +122,16 @@ def _pack_dsp(weights: np.ndarray, width: int) -> bytes:
     return words.astype("<u4").tobytes()
 
 
+def _pack_thumb2(weights: np.ndarray, width: int) -> bytes:
+    if width == 8 or len(weights) == 1:
+        fields = weights.T if len(weights) > 1 else weights.reshape(-1, 32 // width)
+        return _fields(fields, width).astype("<u4").tobytes()
+    offsets = np.array([8, 0, 8, 0])[:, None]
+    rows, columns = [0, 3, 2, 1, 0, 3, 2, 1], [0, 0, 0, 1, 1, 1, 1, 0]
+    pairs = (weights + offsets).reshape(4, -1, 2)
+    return _fields(pairs[rows, :, columns].T, 4).astype("<u4").tobytes()
+
+
 def _fields(values: np.ndarray, bits: int) -> np.ndarray:
     """(words, fields) integers, two's complement, the first in the lowest bits -> (words,)."""
     places = bits * np.arange(values.shape[1], dtype=np.int64)
@@ -131,8 +143,19 @@ def _pad_columns(weights: np.ndarray, multiple: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(weights.astype(np.int64), ((0, 0), (0, extra))))
 
 
+def _four_columns(rows: int, width: int) -> int:
+    return 8 if (rows, width) == (1, 4) else 4
+
+
 LAYOUTS = {
     "portable": Layout((), None, lambda rows, width: 1 if width == 8 else 2, _pack_portable, ACCUMULATOR_LIMIT),
+    "thumb2": Layout(
+        ("edgetqs_thumb2.c", "edgetqs_thumb2_rows.S", "edgetqs_thumb2.h", "edgetqs_blocks.h"),
+        4,
+        _four_columns,
+        _pack_thumb2,
+        480,
+    ),
     # An int4 sum on its way holds up to 136 * 32768 a column.
     "dsp": Layout(
         ("edgetqs_dsp.c", "edgetqs_dsp_rows.S"),

@@ -21,91 +21,46 @@
  * The cores run edgetqs_dsp_rows.S; here is the same in C, weight by weight, for
  * a host and its sanitizers.
  */
-#include "edgetqs_rt.h"
+#include "edgetqs_blocks.h"
 
 #if !defined(__ARM_FEATURE_DSP)
 
-/* The weight of one row of four and one column of two in a word of a block. */
-static int32_t weight8(uint32_t word, unsigned row, unsigned column)
+/* Halves are numbered column by column, or pair of rows by pair of rows within two columns. */
+static int32_t block8(const uint32_t *w, unsigned row, unsigned column)
 {
-    int32_t half = (int16_t)(word >> (16u * column) & 0xFFFFu);
+    int32_t half = edgetqs_field(w, column / 2u * 4u + row / 2u * 2u + column % 2u, 16);
     int32_t low = (int8_t)(half & 0xFF);
     return row % 2u == 0u ? low : (half - low) / 256;
 }
 
-static int32_t weight4(uint32_t word, unsigned row, unsigned column)
+static int32_t block4(const uint32_t *w, unsigned row, unsigned column)
 {
-    int32_t nibble = (int32_t)(word >> (16u * column + 4u * row) & 15u);
-    return row < 3u ? nibble - 8 : (nibble ^ 8) - 8;
+    return row < 3u ? edgetqs_offset_field(w, 4u * column + row, 4) : edgetqs_field(w, 4u * column + row, 4);
 }
 
-/* The sum, with its bias, becomes a value of y; what follows it in the stored words. */
-static const uint32_t *finish(const edgetqs_rows *m, const uint32_t *w, const int32_t *sums, unsigned count, int16_t *y,
-                              bool add, uint32_t *clipped)
+static int32_t one8(const uint32_t *w, unsigned row, unsigned column)
 {
-    const uint32_t *multiplier = w + (m->biased ? count : 0u);
-    for (unsigned k = 0; k < count; ++k) {
-        int32_t bias = m->biased ? (int32_t)w[k] : 0;
-        *clipped |= edgetqs_store(&y[k], edgetqs_requantize(sums[k] + bias, multiplier[k]), add);
-    }
-    return multiplier + count;
+    static const unsigned place[4] = {0, 2, 1, 3};
+    return edgetqs_field(w, row + column / 4u * 4u + place[column % 4u], 8);
+}
+
+static int32_t one4(const uint32_t *w, unsigned row, unsigned column)
+{
+    return edgetqs_offset_field(w, row + column / 8u * 8u + column % 8u / 2u + column % 2u * 4u, 4);
 }
 
 uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    static const unsigned place[4] = {0, 2, 1, 3};
-    const uint32_t *w = m->stored;
-    const unsigned columns = (m->columns + 3u) & ~3u;
-    uint32_t clipped = 0;
-    unsigned row = 0;
-    for (; row + 4u <= m->rows; row += 4u) {
-        int32_t sums[4] = {0};
-        for (unsigned column = 0; column < columns; column += 2u) {
-            for (unsigned k = 0; k < 4u; ++k) {
-                sums[k] += weight8(w[k / 2u], k, 0) * x[column] + weight8(w[k / 2u], k, 1) * x[column + 1u];
-            }
-            w += 2;
-        }
-        w = finish(m, w, sums, 4, y + row, add, &clipped);
-    }
-    for (; row < m->rows; ++row) {
-        int32_t sum = 0;
-        for (unsigned column = 0; column < columns; ++column) {
-            sum += (int8_t)(w[column / 4u] >> (8u * place[column % 4u]) & 0xFFu) * x[column];
-        }
-        w = finish(m, w + columns / 4u, &sum, 1, y + row, add, &clipped);
-    }
-    return clipped;
+    static const edgetqs_blocks four = {4, 8, 4, block8};
+    static const edgetqs_blocks one = {1, 8, 4, one8};
+    return edgetqs_rows_in_blocks(m, x, y, add, &four, &one);
 }
 
 uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const uint32_t *w = m->stored;
-    uint32_t clipped = 0;
-    unsigned row = 0;
-    for (; row + 4u <= m->rows; row += 4u) {
-        int32_t sums[4] = {0};
-        for (unsigned column = 0; column < ((m->columns + 3u) & ~3u); column += 2u) {
-            for (unsigned k = 0; k < 4u; ++k) {
-                sums[k] += weight4(*w, k, 0) * x[column] + weight4(*w, k, 1) * x[column + 1u];
-            }
-            ++w;
-        }
-        w = finish(m, w, sums, 4, y + row, add, &clipped);
-    }
-    for (; row < m->rows; ++row) {
-        int32_t sum = 0;
-        for (unsigned column = 0; column < ((m->columns + 7u) & ~7u); ++column) {
-            unsigned place = column % 8u / 2u + 4u * (column % 2u);
-            sum += ((int32_t)(w[column / 8u] >> (4u * place) & 15u) - 8) * x[column];
-        }
-        w = finish(m, w + (m->columns + 7u) / 8u, &sum, 1, y + row, add, &clipped);
-    }
-    return clipped;
+    static const edgetqs_blocks four = {4, 4, 4, block4};
+    static const edgetqs_blocks one = {1, 4, 8, one4};
+    return edgetqs_rows_in_blocks(m, x, y, add, &four, &one);
 }
-
-#else
-
-typedef int edgetqs_not_empty;
 
 #endif

@@ -1,33 +1,10 @@
 /*
  * Matrix rows for cores with the DSP extension; the layout is told in
  * edgetqs_dsp.c, which holds the same in C for everyone else.
- *
- * uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
- * uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
- *
- * Throughout: r0 the stored words, r2 the end of x, lr the rows still to come in
- * whole blocks, less 4, and below them bits for their kind, BIASED and ADD. On
- * the stack x, y, the number of rows.
  */
-#define BIASED 1
-#define ADD 2
 #if defined(__ARM_FEATURE_DSP)
 
-    .syntax unified
-    .thumb
-
-    .macro  function name
-    .section .text.\name, "ax", %progbits
-    .balign 4
-    .global \name
-    .type   \name, %function
-    .thumb_func
-\name:
-    .endm
-
-    .macro  end_function name
-    .size   \name, . - \name
-    .endm
+#include "edgetqs_thumb2.h"
 
 /* The upper of two rows that were summed together: (high:low - sum) >> 8, into high. */
     .macro  upper low, high, sum
@@ -35,48 +12,6 @@
     sbc     \high, \high, \sum, asr #31
     lsr     \low, #8
     orr     \high, \low, \high, lsl #24
-    .endm
-
-/* Saves what a function may not change, takes its arguments in; C is clear if there is no whole block. SSAT keeps
- * in the Q flag that it clipped; nothing else sets it, as layout.py proves that no sum overflows. */
-    .macro  enter
-    push    {r4-r11, lr}
-    ldrb    r4, [r0, #8]            @ biased
-    ldrh    r5, [r0, #4]            @ rows
-    ldrh    r6, [r0, #6]            @ columns
-    ldr     r0, [r0]
-    push    {r1, r2, r5}
-    mov     r7, #0
-    msr     apsr_nzcvq, r7
-    add     r6, #3
-    bic     r6, #3
-    add     r2, r1, r6, lsl #1
-    orr     r4, r4, r3, lsl #1
-    bic     lr, r5, #3
-    subs    lr, #4
-    orr     lr, r4
-    .endm
-
-/* For the rows that are left over: their number into r5, end of the function if there are none. */
-    .macro  left_over
-    ldrd    r3, r5, [sp, #4]
-    ands    r5, #3
-    beq     9f
-    .endm
-
-    .macro  leave
-9:  mrs     r0, apsr
-    and     r0, #(1 << 27)
-    add     sp, #12
-    pop     {r4-r11, pc}
-    .endm
-
-/* sum * multiplier / 2^32, ties away from zero, clipped; r1 holds 2^31. Changes r4, r7. */
-    .macro  requantize sum, multiplier
-    add     r4, r1, \sum, asr #31
-    mov     r7, #0
-    smlal   r4, r7, \sum, \multiplier
-    ssat    \sum, #16, r7
     .endm
 
 /* From the sum in r6 to a value of y. Changes r1, r4, r7. */
@@ -218,11 +153,10 @@
     smull   r4, r5, r6, r11
     add     r7, r6, r6, lsl #4      @ (128 + 8) / 8
     mov     r8, r6
-    tst     r12, #8                 @ and the loop is entered in its middle if the groups of columns are odd
-    ite     eq
-    adreq   r9, 1f
-    adrne   r9, 2f
-    orr     r9, #1                  @ Thumb
+    rsb     r12, r12, #0            @ and the loop of four groups of columns is entered where it comes out even
+    and     r12, #24
+    adr     r9, 1f + 1              @ Thumb
+    add     r9, r9, r12, lsl #3     @ a group takes 8 bytes of x and 64 of code
     push    {r4-r9, lr}
     cmp     lr, #0
     mov     r9, #0x000F000F
@@ -231,7 +165,12 @@
     ldmia   sp, {r4-r8, pc}
     .balign 4
 1:  four_columns4
-2:  four_columns4
+    .if     . - 1b - 64
+    .error  "the groups' size is built in above"
+    .endif
+    four_columns4
+    four_columns4
+    four_columns4
     cmp     r1, r2
     bne     1b
     upper   r4, r5, r7              @ 16 row 3 + row 2

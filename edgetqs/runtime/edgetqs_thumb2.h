@@ -1,0 +1,74 @@
+/*
+ * Assembler macros of the matrix rows for ARMv7-M and ARMv8-M Mainline.
+ *
+ * uint32_t edgetqs_rowsN_LAYOUT(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+ *
+ * Throughout: r0 the stored words, r2 the end of x, lr the rows still to come in
+ * whole blocks of four, less 4, and below them bits for their kind, BIASED and
+ * ADD. On the stack x, y, the number of rows.
+ */
+#ifndef EDGETQS_THUMB2_H
+#define EDGETQS_THUMB2_H
+
+#define BIASED 1
+#define ADD 2
+
+    .syntax unified
+    .thumb
+
+    .macro  function name
+    .section .text.\name, "ax", %progbits
+    .balign 4
+    .global \name
+    .type   \name, %function
+    .thumb_func
+\name:
+    .endm
+
+    .macro  end_function name
+    .size   \name, . - \name
+    .endm
+
+/* Saves what a function may not change, takes its arguments in; C is clear if there is no whole block. SSAT keeps
+ * in the Q flag that it clipped; nothing else sets it, as layout.py proves that no sum overflows. */
+    .macro  enter
+    push    {r4-r11, lr}
+    ldrb    r4, [r0, #8]            @ biased
+    ldrh    r5, [r0, #4]            @ rows
+    ldrh    r6, [r0, #6]            @ columns
+    ldr     r0, [r0]
+    push    {r1, r2, r5}
+    mov     r7, #0
+    msr     apsr_nzcvq, r7
+    add     r6, #3
+    bic     r6, #3
+    add     r2, r1, r6, lsl #1
+    orr     r4, r4, r3, lsl #1
+    bic     lr, r5, #3
+    subs    lr, #4
+    orr     lr, r4
+    .endm
+
+/* For the rows that are left over: their number into r5, end of the function if there are none. */
+    .macro  left_over
+    ldrd    r3, r5, [sp, #4]
+    ands    r5, #3
+    beq     9f
+    .endm
+
+    .macro  leave
+9:  mrs     r0, apsr
+    and     r0, #(1 << 27)
+    add     sp, #12
+    pop     {r4-r11, pc}
+    .endm
+
+/* sum * multiplier / 2^32, ties away from zero, clipped; r1 holds 2^31. Changes r4, r7. */
+    .macro  requantize sum, multiplier
+    add     r4, r1, \sum, asr #31
+    mov     r7, #0
+    smlal   r4, r7, \sum, \multiplier
+    ssat    \sum, #16, r7
+    .endm
+
+#endif
