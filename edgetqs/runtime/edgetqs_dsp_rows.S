@@ -66,8 +66,12 @@
     qadd16  \s2, \s2, r11
 4:  str     \s0, [r3], #4
     str     \s2, [r3], #4
-    str     r3, [sp, #\frame + 4]
     subs    lr, #4
+    .if     \frame
+    strd    r3, lr, [sp, #\frame + 4]
+    .else
+    str     r3, [sp, #4]
+    .endif
     .endm
 
 /* Two columns. Rows 0 and 1: whole sum in r5:r4, low bytes' sum in r6; rows 2 and 3: r8:r7, r9. */
@@ -137,32 +141,29 @@
 
     function edgetqs_rows4_dsp
     enter
-    mov     r8, r1                  @ 8 times the sum of x
-    mov     r6, #0
-    mov     r9, #0x00080008
-    sub     r12, r2, r1
-3:  ldmia   r8!, {r4, r5, r10, r11} @ the padding up to 8 values is zero
-    smlad   r6, r4, r9, r6
-    smlad   r6, r5, r9, r6
-    smlad   r6, r10, r9, r6
-    smlad   r6, r11, r9, r6
-    cmp     r8, r2
+    sub     r12, r1, r2
+    mov     r9, #0x00080008         @ 8 times the sum of x
+3:  ldmia   r1!, {r4, r5, r10, r11} @ the padding up to 8 values is zero
+    smlad   r7, r4, r9, r7
+    smlad   r7, r5, r9, r7
+    smlad   r7, r10, r9, r7
+    smlad   r7, r11, r9, r7
+    cmp     r1, r2
     blo     3b
-    rsb     r6, r6, #0              @ the sums start at what takes off the 8s:
+    rsb     r6, r7, #0              @ the sums start at what takes off the 8s:
+    mov     r8, r6
+    mov     r9, #0x000F000F
+    cmp     lr, #0
+    blt     5f
     movw    r11, #273               @ (2048 + 128 + 8) / 8
     smull   r4, r5, r6, r11
     add     r7, r6, r6, lsl #4      @ (128 + 8) / 8
-    mov     r8, r6
-    rsb     r12, r12, #0            @ and the loop of four groups of columns is entered where it comes out even
-    and     r12, #24
-    adr     r9, 1f + 1              @ Thumb
-    add     r9, r9, r12, lsl #3     @ a group takes 8 bytes of x and 64 of code
-    push    {r4-r9, lr}
-    cmp     lr, #0
-    mov     r9, #0x000F000F
-    blt     5f
+    and     r12, #24                @ and the loop of four groups of columns is entered where it comes out even:
+    adr     r10, 1f + 1             @ Thumb
+    add     r10, r10, r12, lsl #3   @ a group takes 8 bytes of x and 64 of code
+    push    {r4-r10}
 0:  ldr     r1, [sp, #28]
-    ldmia   sp, {r4-r8, pc}
+    ldmia   sp, {r4-r9, pc}
     .balign 4
 1:  four_columns4
     .if     . - 1b - 64
@@ -176,15 +177,11 @@
     upper   r4, r5, r7              @ 16 row 3 + row 2
     sub     r9, r7, r6
     sub     r5, r8
-    ldr     lr, [sp, #24]
+    ldr     lr, [sp, #36]
     finish  r6, r9, r8, r5, 4, 28
-    mov     r9, #0x000F000F
-    str     lr, [sp, #24]
     bpl     0b
-5:  ldr     r8, [sp, #8]            @ takes off the 8s of one row
-    ldr     lr, [sp, #24]
-    add     sp, #28
-    left_over
+    pop     {r4-r10}
+5:  left_over
 6:  ldr     r1, [sp]
     mov     r6, r8
 7:  ldr     r12, [r0], #4

@@ -5,7 +5,7 @@
  *
  * Throughout: r0 the stored words, r2 the end of x, lr the rows still to come in
  * whole blocks of four, less 4, and below them bits for their kind, BIASED and
- * ADD. On the stack x, y, the number of rows.
+ * ADD. On the stack x, y, room for lr, the number of rows.
  */
 #ifndef EDGETQS_THUMB2_H
 #define EDGETQS_THUMB2_H
@@ -37,21 +37,23 @@
     ldrh    r5, [r0, #4]            @ rows
     ldrh    r6, [r0, #6]            @ columns
     ldr     r0, [r0]
-    push    {r1, r2, r5}
+    orr     r3, r4, r3, lsl #1
+    bic     r4, r5, #3
     mov     r7, #0
     msr     apsr_nzcvq, r7
+    subs    r4, #4
+    orr     r4, r3
+    push    {r1, r2, r4, r5}
+    mov     lr, r4
     add     r6, #3
     bic     r6, #3
     add     r2, r1, r6, lsl #1
-    orr     r4, r4, r3, lsl #1
-    bic     lr, r5, #3
-    subs    lr, #4
-    orr     lr, r4
     .endm
 
 /* For the rows that are left over: their number into r5, end of the function if there are none. */
     .macro  left_over
-    ldrd    r3, r5, [sp, #4]
+    ldr     r3, [sp, #4]
+    ldr     r5, [sp, #12]
     ands    r5, #3
     beq     9f
     .endm
@@ -59,7 +61,7 @@
     .macro  leave
 9:  mrs     r0, apsr
     and     r0, #(1 << 27)
-    add     sp, #12
+    add     sp, #16
     pop     {r4-r11, pc}
     .endm
 

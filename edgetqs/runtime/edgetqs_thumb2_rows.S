@@ -41,8 +41,12 @@
     strh    \s1, [r3], #2
     strh    \s2, [r3], #2
     strh    \s3, [r3], #2
-    str     r3, [sp, #\frame + 4]
     subs    lr, #4
+    .if     \frame
+    strd    r3, lr, [sp, #\frame + 4]
+    .else
+    str     r3, [sp, #4]
+    .endif
     .endm
 
 /* From the sum in r6 to a value of y. Changes r1, r4, r7, r10. */
@@ -135,22 +139,20 @@
 
     function edgetqs_rows4_thumb2
     enter
-    mov     r8, r1                  @ minus 8 times the sum of x
-    mov     r6, #0
-3:  ldrsh   r10, [r8], #2
-    sub     r6, r10
-    cmp     r8, r2
+3:  ldrsh   r10, [r1], #2           @ minus 8 times the sum of x
+    sub     r7, r10
+    cmp     r1, r2
     bne     3b
-    lsl     r6, #3
-    push    {r6, lr}
+    lsl     r4, r7, #3
+    asr     r5, r4, #31
     cmp     lr, #0
     blt     5f
-    ldr     r8, =0xF000000F
-0:  ldrd    r4, lr, [sp]
-    ldr     r1, [sp, #8]
-    asr     r5, r4, #31
     mov     r6, r4
     mov     r7, r5
+    ldr     r8, =0xF000000F
+    push    {r4-r8}
+0:  ldr     r1, [sp, #20]
+    ldmia   sp, {r4-r8}
 1:  ldrd    r10, r11, [r0], #8
     columns4 r10
     columns4 r11
@@ -159,23 +161,19 @@
     apart   r4, r5, r9
     apart   r6, r7, r8
     mov     r6, r7
-    ldr     lr, [sp, #4]
-    finish  r9, r5, r8, r6, 8
-    ldr     r8, =0xF000000F
-    str     lr, [sp, #4]
+    ldr     lr, [sp, #28]
+    finish  r9, r5, r8, r6, 20
     bpl     0b
-5:  pop     {r8, lr}
-    left_over
+    add     sp, #20
+5:  left_over
 6:  ldr     r1, [sp]
     mov     r6, #0
 7:  ldr     r12, [r0], #4           @ eight columns
-    mov     r7, #8
-8:  ldrsh   r4, [r1], #2
-    sbfx    r10, r12, #0, #4
-    lsr     r12, #4
+    .irp    place, 0, 4, 8, 12, 16, 20, 24, 28
+    ldrsh   r4, [r1], #2
+    sbfx    r10, r12, #\place, #4
     mla     r6, r10, r4, r6
-    subs    r7, #1
-    bne     8b
+    .endr
     cmp     r1, r2
     blo     7b
     finish_one
