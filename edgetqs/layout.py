@@ -32,6 +32,8 @@ PAD = 8
 MULTIPLIER_BYTES = 4
 BIAS_BYTES = 4
 
+_ASSEMBLY = ("edgetqs_blocks.h", "edgetqs_thumb2.h")
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -149,20 +151,9 @@ def _four_columns(rows: int, width: int) -> int:
 
 LAYOUTS = {
     "portable": Layout((), None, lambda rows, width: 1 if width == 8 else 2, _pack_portable, ACCUMULATOR_LIMIT),
-    "thumb2": Layout(
-        ("edgetqs_thumb2.c", "edgetqs_thumb2_rows.S", "edgetqs_thumb2.h", "edgetqs_blocks.h"),
-        4,
-        _four_columns,
-        _pack_thumb2,
-        480,
-    ),
     # An int4 sum on its way holds up to 136 * 32768 a column.
-    "dsp": Layout(
-        ("edgetqs_dsp.c", "edgetqs_dsp_rows.S"),
-        4,
-        lambda rows, width: 8 if (rows, width) == (1, 4) else 4,
-        _pack_dsp,
-        480,
-    ),
+    "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _four_columns, _pack_dsp, 480),
+    # Two int4 sums share 64 bits, the lower has 28 of them.
+    "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _four_columns, _pack_thumb2, 480),
 }
 KERNELS = tuple(LAYOUTS)

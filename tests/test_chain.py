@@ -170,20 +170,20 @@ def first_step(model: IntegerModel, vectors: Golden) -> tuple[int, list[tuple[st
     """Where ``model``, a mutation that closes its own loop, leaves the golden vectors; what it computed there."""
     truth = list(vectors.states.values())
     state, x, y = reference.zero_state(model), vectors.inputs[0], None
-    trace = reference.Trace()
     for t in range(vectors.steps):
         if t in vectors.resets:
-            state, trace = reference.zero_state(model), reference.Trace()
+            state, clipped = reference.zero_state(model), 0
         if vectors.closed[t]:
             given = np.zeros_like(x)
             given[list(model.feedback.known)] = vectors.inputs[t][list(model.feedback.known)]
             x = reference.next_input(model, x, y, given)
         else:
             x = vectors.inputs[t]
-        trace.values.clear()
+        trace = reference.Trace()
         y, state = reference.step(model, state, x, trace)
+        clipped += bool(trace.clipped)
         flat = [values for own in state for values in own]
-        same = np.array_equal(y, vectors.outputs[t]) and sum(trace.clipped.values()) == vectors.clipped[t]
+        same = np.array_equal(y, vectors.outputs[t]) and clipped == vectors.clipped[t]
         if not same or any(not np.array_equal(a, b[t]) for a, b in zip(flat, truth, strict=True)):
             return t, trace.values
     raise AssertionError("this mutation changes nothing")
@@ -236,17 +236,14 @@ def place_of(kernels: str, width: int, columns: int, word: int, bit: int) -> tup
             return divmod(byte, columns)
         row, pair = divmod(byte, (columns + 1) // 2)
         return row, 2 * pair + bit % 8 // 4
-    group = {8: 4, 4: 8}[width]
-    order = {8: [0, 2, 1, 3], 4: [0, 2, 4, 6, 1, 3, 5, 7]}[width]
-    words = -(-columns // group)
-    block, inside = divmod(word, 4 * words)
-    return 4 * block + inside % 4, group * (inside // 4) + order[bit // width]
+    column, place = bit // 16, bit % 16 // width  # of the first block of four rows
+    return (2 * (word % 2) + place, word // 2 * 2 + column) if width == 8 else (place, 2 * word + column)
 
 
-def flipped(width: int, bit: int, value: int, kernels: str) -> int:
-    """The weight ``value`` with one of its bits flipped: two's complement, or value + 8 in dsp int4."""
+def flipped(width: int, bit: int, value: int, offset: bool = False) -> int:
+    """The weight ``value`` with one of its bits flipped: two's complement, or value + 8."""
     mask = 1 << (bit % width)
-    if width == 4 and kernels == "dsp":
+    if offset:
         return ((value + 8) ^ mask) - 8
     bits = (value & (2**width - 1)) ^ mask
     return bits - 2**width if bits >> (width - 1) else bits
@@ -257,8 +254,8 @@ def flipped(width: int, bit: int, value: int, kernels: str) -> int:
     [
         ("lstm", "portable", 0, "kernel", "f", 5, 6),
         ("lstm", "portable", 1, "recurrent", "c", 8, 25),
-        ("lstm", "dsp", 1, "recurrent", "o", 7, 21),
-        ("lstm", "dsp", 0, "kernel", "i", 6, 17),
+        ("lstm", "dsp", 1, "recurrent", "o", 3, 21),
+        ("lstm", "dsp", 0, "kernel", "i", 1, 17),
         ("gru", "portable", 1, "recurrent", "h", 3, 12),
         ("gru_reset_before", "portable", 0, "recurrent", "h", 20, 4),
         ("rnn", "portable", 2, "kernel", "", 1, 13),
@@ -270,28 +267,40 @@ def test_a_flipped_weight_in_the_c_source_is_named(tmp_path, kind, kernels, laye
     gates = getattr(model.layers[layer], "gates", ("",))
     width, first = part.widths[gates.index(gate)], gates.index(gate) * part.gate_rows
     row, column = place_of(kernels, width, part.columns, word, bit)
-    change = changed_entry("weights", (first + row, column), lambda value: flipped(width, bit, value, kernels))
+    offset = kernels == "dsp" and width == 4 and row < 3
+    change = changed_entry("weights", (first + row, column), lambda value: flipped(width, bit, value, offset))
     due = told(kind, with_matrix(model, layer, tensor, change), layer, f"gate {gate}" if gate else "output")
 
     group = "_".join(filter(None, (model.layers[layer].name, tensor, gate)))
-    texts = edit_array(emitted(model, kernels), f"{kind}9.c", f"{group}_weights", word, lambda value: value ^ 1 << bit)
+    texts = edit_array(emitted(model, kernels), f"{kind}9.c", f"{group}_stored", word, lambda value: value ^ 1 << bit)
     link, _ = run_c(model, vectors, texts, tmp_path, kernels, sanitizers=False)
     assert link == Link("differs", due)
 
 
+def behind_weights(matrix: Matrix, gate: int) -> int:
+    """Index of the first bias in what one gate's rows of a portable build are stored as."""
+    row_bytes = matrix.columns if matrix.widths[gate] == 8 else (matrix.columns + 1) // 2
+    return -(-row_bytes * matrix.gate_rows // 4)
+
+
 @pytest.mark.parametrize(
-    ("array", "row", "move"),
+    ("array", "row", "behind", "changed", "move"),
     [
-        ("bias", 4, lambda value: value + 40),
-        ("shift", 2, lambda value: value + 1),
-        ("multiplier", 8, lambda value: value ^ 2),
+        ("bias", 4, 4, lambda value: value + 40, lambda value: value + 40),
+        ("shift", 2, 9 + 2, lambda value: value + 1, lambda value: value // 2),
+        ("multiplier", 8, 9 + 8, lambda value: value ^ 2, None),
     ],
 )
-def test_a_corrupted_table_is_named(tmp_path, array, row, move):
+def test_a_corrupted_table_is_named(tmp_path, array, row, behind, changed, move):
     model = integers("lstm")
-    change = changed_entry(array, (3 * 9 + row,), move)
+    matrix = model.layers[1].kernel
+    if move is None:
+        unit = 1 << int(32 - matrix.shift[3 * 9 + row])
+        move = lambda value: value ^ 2 * unit  # noqa: E731
+    change = changed_entry(array, (3 * 9 + row,), changed)
     due = told("lstm", with_matrix(model, 1, "kernel", change), 1, "gate o")
-    texts = edit_array(emitted(model, "portable"), "lstm9.c", f"lstm_1_kernel_o_{array}", row, move)
+    index = behind_weights(matrix, 3) + behind
+    texts = edit_array(emitted(model, "portable"), "lstm9.c", "lstm_1_kernel_o_stored", index, move)
     assert run_c(model, golden("lstm"), texts, tmp_path, sanitizers=False)[0] == Link("differs", due)
 
 
@@ -301,7 +310,8 @@ def test_a_difference_late_in_the_closed_loop_is_dated(tmp_path):
     change = changed_entry("bias", (3,), lambda value: value + 1)
     due = told("gru", with_matrix(model, 0, "kernel", change), 0, "gate z")
     assert int(re.match(r"step (\d+)", due)[1]) > 3
-    texts = edit_array(emitted(model, "portable"), "gru9.c", "gru_0_kernel_z_bias", 3, lambda value: value + 1)
+    index = behind_weights(model.layers[0].kernel, 0) + 3
+    texts = edit_array(emitted(model, "portable"), "gru9.c", "gru_0_kernel_z_stored", index, lambda value: value + 1)
     assert run_c(model, golden("gru"), texts, tmp_path, sanitizers=False)[0] == Link("differs", due)
 
 
@@ -316,7 +326,7 @@ def test_a_flipped_byte_in_the_tflite_is_named(layer, tensor, gate, place):
     bit = 5 if width == 8 else 4 * (place % 2) + 2
     data = file.data[:at] + bytes([file.data[at] ^ 1 << bit]) + file.data[at + 1 :]
     row, column = divmod(place, part.columns)
-    change = changed_entry("weights", (9 * index + row, column), lambda value: flipped(width, bit, value, ""))
+    change = changed_entry("weights", (9 * index + row, column), lambda value: flipped(width, bit, value))
     due = told("lstm", with_matrix(model, layer, tensor, change), layer, f"gate {gate}")
     assert chain.check_litert(model, replace(file, data=data), golden("lstm")) == Link("differs", due)
 
@@ -398,7 +408,7 @@ def test_defects_of_the_functions_around_the_step_are_found(tmp_path, complaint,
 def test_a_read_past_the_weights_ends_the_sanitized_run(tmp_path):
     """Sanitizers really are on: one column too many reads past the last row."""
     texts = emitted(integers("rnn"), "portable")
-    text, count = re.subn(r"(edgetqs_rows dense_kernel = \{.*), 2, 9 \}", r"\1, 2, 19 }", texts["rnn9.c"])
+    text, count = re.subn(r"(edgetqs_rows dense_kernel = \{.*), 2, 9, true \}", r"\1, 2, 99, true }", texts["rnn9.c"])
     assert count == 1
     with pytest.raises(CheckFailed, match="AddressSanitizer"):
         run_c(integers("rnn"), golden("rnn"), texts | {"rnn9.c": text}, tmp_path)
@@ -634,7 +644,7 @@ def test_a_header_of_another_version_is_refused(tmp_path):
     texts = emitted(integers("rnn"), "portable")
     images.write_sources(tmp_path, texts, "portable")
     runtime = (tmp_path / "edgetqs_rt.h").read_text()
-    (tmp_path / "edgetqs_rt.h").write_text(runtime.replace("EDGETQS_RT_VERSION 1", "EDGETQS_RT_VERSION 2"))
+    (tmp_path / "edgetqs_rt.h").write_text(runtime.replace("EDGETQS_RT_VERSION 2", "EDGETQS_RT_VERSION 3"))
     command = ["gcc", "-std=c99", "-fsyntax-only", str(tmp_path / "rnn9.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -643,4 +653,5 @@ def test_a_header_of_another_version_is_refused(tmp_path):
 
 def test_the_same_table_everywhere():
     table = (data_dir("runtime") / "sigmoid_table.inc").read_text()
-    assert [int(word) for word in table.replace(",", " ").split()] == fixedpoint.SIGMOID_TABLE.tolist()
+    entries = [int(word) + 32768 for word in table.replace(",", " ").split()]
+    assert entries == [*fixedpoint.SIGMOID_TABLE.tolist(), fixedpoint.SIGMOID_TABLE[-1]]

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from models import KINDS, mixed, random_dense, random_forecaster, uniform
 
-from edgetqs.emit_c import RUNTIME_FILES, RUNTIME_VERSION, Replay, _float, c_name, emit_c, stored_bytes
+from edgetqs.emit_c import RUNTIME_VERSION, Replay, _float, c_name, emit_c, stored_bytes
 from edgetqs.errors import BadInput
 from edgetqs.integer import IntegerModel
-from edgetqs.layout import pack
+from edgetqs.layout import stored
 from edgetqs.model import Channel
 from edgetqs.paths import data_dir
 from edgetqs.quantizer import quantize
 
-ITEM_BYTES = {"uint32_t": 4, "int32_t": 4, "uint16_t": 2, "uint8_t": 1}
 C_KEYWORDS = """auto break case char const continue default do double else enum extern float for goto if inline int long
 register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while""".split()
 NASTY = [
@@ -155,7 +154,7 @@ def test_layers_may_share_a_name(name, tmp_path):
     layers = tuple(replace(layer, name=name) for layer in forecaster.layers)
     files = texts(quantize(replace(forecaster, layers=layers), uniform(forecaster, 8)))
     compile_quietly(files, tmp_path)
-    assert len(arrays(files["lstm3.c"])) == 5 * 4 - 2  # the recurrent parts have no bias
+    assert len(arrays(files["lstm3.c"])) == 5
 
 
 def test_layers_numbered_into_each_other_stay_apart(tmp_path):
@@ -171,7 +170,7 @@ def test_layers_numbered_into_each_other_stay_apart(tmp_path):
 def test_stored_bytes_are_the_sizes_of_the_arrays(kind, widths, kernels):
     model = integers(kind, 7, widths)
     found = arrays(source(model, kernels)).values()
-    assert stored_bytes(model, kernels) == sum(ITEM_BYTES[kind] * len(values) for kind, values in found)
+    assert stored_bytes(model, kernels) == sum(4 * len(values) for _, values in found)
     assert f"Weights: {stored_bytes(model, kernels)} bytes" in texts(model, kernels)[f"{kind}7.h"]
 
 
@@ -182,13 +181,9 @@ def test_arrays_hold_the_models_integers(kernels):
     for layer, tensor in (("lstm_0", "kernel"), ("lstm_1", "recurrent")):
         matrix = getattr(model.layers[int(layer[-1])], tensor)
         name = f"{layer}_{tensor}_ifco"
-        assert found[f"{name}_weights"] == ("uint32_t", pack(matrix.weights, 4, kernels).tolist())
-        assert found[f"{name}_multiplier"] == ("uint16_t", matrix.multiplier.tolist())
-        assert found[f"{name}_shift"] == ("uint8_t", matrix.shift.tolist())
-        if matrix.bias.any():
-            assert found[f"{name}_bias"] == ("int32_t", matrix.bias.tolist())
-        else:
-            assert f"{name}_bias" not in found
+        assert found[f"{name}_stored"] == ("uint32_t", stored(matrix, 0, 20, 4, kernels).tolist())
+        biased = str(bool(matrix.bias.any())).lower()
+        assert f"edgetqs_rows {name} = {{ {name}_stored, 20, {matrix.columns}, {biased} }};" in source(model, kernels)
 
 
 def test_vectors_that_rows_read_are_padded():
@@ -202,10 +197,10 @@ def test_vectors_that_rows_read_are_padded():
 
 def test_every_array_says_what_it_is():
     text = source(integers("gru"))
-    comments = re.findall(r"/\* (.*) \*/\nstatic const uint32_t (\w+)_weights", text)
-    assert len(comments) == text.count("_weights[")
+    comments = re.findall(r"/\* (.*) \*/\nstatic const uint32_t (\w+)_stored", text)
+    assert len(comments) == text.count("_stored[")
     for comment, name in comments:
-        assert re.match(rf"{name}: \d+ x \d+, int[48], dsp layout, scale \S+ to \S+ a row", comment)
+        assert re.match(rf"{name}: \d+ x \d+, int[48](?: and biases)?, dsp layout, scale \S+ to \S+ a row", comment)
 
 
 def test_rows_too_long_for_an_int32_use_the_wide_functions(tmp_path):
@@ -215,7 +210,7 @@ def test_rows_too_long_for_an_int32_use_the_wide_functions(tmp_path):
     text = source(model)
     assert "edgetqs_rows8_wide(&rnn_0_kernel_h, s->x" in text
     assert "edgetqs_rows8_dsp(&rnn_0_recurrent_h" in text
-    assert arrays(text)["rnn_0_kernel_h_weights"][1] == pack(model.layers[0].kernel.weights, 8, "portable").tolist()
+    assert arrays(text)["rnn_0_kernel_h_stored"][1] == stored(model.layers[0].kernel, 0, 2, 8, "dsp").tolist()
     compile_quietly(texts(model), tmp_path)
 
 
@@ -276,7 +271,3 @@ def test_names_without_an_identifier_are_refused(name):
 )
 def test_names_become_identifiers(name, expected):
     assert c_name(name) == expected
-
-
-def test_runtime_files_exist():
-    assert all((data_dir("runtime") / name).is_file() for name in RUNTIME_FILES)

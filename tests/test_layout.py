@@ -1,57 +1,109 @@
-"""Packed weights, read back the way the kernels read them."""
+"""Stored rows, read back the way the kernels read them."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edgetqs.errors import BadInput
 from edgetqs.integer import Matrix
-from edgetqs.layout import KERNELS, is_wide, pack, packed_bytes, padded
+from edgetqs.layout import (
+    BIAS_BYTES,
+    KERNELS,
+    MULTIPLIER_BYTES,
+    blocks,
+    is_wide,
+    layout_of,
+    packed_bytes,
+    padded,
+    stored,
+)
 from edgetqs.rounding import limit
 
 SHAPES = [(1, 1), (4, 8), (3, 5), (5, 4), (7, 9), (8, 1), (1, 16), (6, 7), (13, 33)]
 
 
 def signed(value: int, bits: int) -> int:
+    value &= 2**bits - 1
     return value - 2**bits if value >= 2 ** (bits - 1) else value
 
 
-def unpack_portable(words: np.ndarray, rows: int, columns: int, width: int) -> np.ndarray:
-    data, stride = words.astype("<u4").tobytes(), columns if width == 8 else (columns + 1) // 2
-    found = np.zeros((rows, columns), int)
-    for row in range(rows):
-        for column in range(columns):
-            if width == 8:
-                found[row, column] = signed(data[row * stride + column], 8)
-            else:
-                byte = data[row * stride + column // 2]
-                found[row, column] = signed(byte >> 4 if column % 2 else byte & 15, 4)
-    return found
+def field(words: list[int], index: int, bits: int) -> int:
+    return words[index * bits // 32] >> (index * bits % 32) & (2**bits - 1)
 
 
-def pairs_of_word(word: int, width: int) -> list[tuple[int, int]]:
-    """(low half, high half) of what is multiplied with successive pairs of x."""
-    if width == 8:  # SXTB16, then rotated by 8
-        return [(signed(word >> s & 255, 8), signed(word >> (s + 16) & 255, 8)) for s in (0, 8)]
-    return [((word >> 4 * k & 15) - 8, (word >> (4 * k + 16) & 15) - 8) for k in range(4)]
+def weight_portable(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    stride = columns if width == 8 else columns + columns % 2
+    return signed(field(words, row * stride + column, width), width)
 
 
-def unpack_dsp(words: np.ndarray, rows: int, columns: int, width: int) -> np.ndarray:
-    groups = -(-columns // (4 if width == 8 else 8))
-    found: list[list[int]] = [[] for _ in range(rows)]
-    stream, row = iter(words.tolist()), 0
-    while row < rows:
-        block = 4 if rows - row >= 4 else 1
-        for _ in range(groups):
-            for k in range(block):
-                found[row + k] += [value for pair in pairs_of_word(next(stream), width) for value in pair]
-        row += block
-    assert next(stream, None) is None
-    values = np.array(found)
-    assert not values[:, columns:].any(), "padding must not count"
-    return values[:, :columns]
+def weight_dsp(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """The way the kernels take the rows apart; see runtime/edgetqs_dsp.c."""
+    if rows == 1:
+        order = [0, 2, 1, 3] if width == 8 else [0, 4, 1, 5, 2, 6, 3, 7]
+        value = field(words, column // len(order) * len(order) + order[column % len(order)], width)
+        return signed(value, 8) if width == 8 else value - 8
+    if width == 8:
+        half = signed(field(words, column // 2 * 4 + row // 2 * 2 + column % 2, 16), 16)
+        low = signed(half, 8)
+        return (half - low) // 256 if row % 2 else low
+    half = signed(field(words, column, 16), 16)
+    return half >> 12 if row == 3 else (half >> 4 * row & 15) - 8
 
 
-UNPACK = {"portable": unpack_portable, "dsp": unpack_dsp}
+def weight_thumb2(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """As two sums 2^28 apart; see runtime/edgetqs_thumb2.c."""
+    if rows == 1:
+        return signed(field(words, column, width), width)
+    if width == 8:
+        return signed(words[column] >> 8 * row, 8)
+    word, turn = words[column // 2], 8 * (row // 2 + column % 2 * 2)
+    turned = signed((word >> turn | word << (32 - turn)) & 0xF000000F, 32)
+    low = turned & 15
+    return (turned - low) >> 28 if row % 2 else low - 8
+
+
+WEIGHT = {"portable": weight_portable, "dsp": weight_dsp, "thumb2": weight_thumb2}
+
+
+def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, biases and multipliers of all rows, block by block."""
+    layout, rest = layout_of(kernels), words.tolist()
+    rows, columns = matrix.weights.shape
+    weights, bias, multiplier = np.zeros((rows, columns), int), np.zeros(rows, int), np.zeros(rows, int)
+    biased = matrix.bias.any()
+    for low, high in blocks(rows, layout):
+        count, padded_columns = high - low, padded(columns, layout.columns(high - low, width))
+        size = padded(count * padded_columns * width // 8, 4) // 4
+        own, rest = rest[:size], rest[size:]
+        for row in range(count):
+            for column in range(padded_columns):
+                value = WEIGHT[kernels](own, count, padded_columns, width, row, column)
+                if column < columns:
+                    weights[low + row, column] = value
+                else:
+                    assert value == 0, "padding must not count"
+        if biased:
+            bias[low:high] = [signed(word, 32) for word in rest[:count]]
+            rest = rest[count:]
+        multiplier[low:high], rest = rest[:count], rest[count:]
+    assert not rest
+    return weights, bias, multiplier
+
+
+def matrix_of(weights: np.ndarray, *, bias: bool = True, shift: int = 20) -> Matrix:
+    rows = len(weights)
+    rng = np.random.default_rng(rows)
+    return Matrix(
+        weights,
+        (8,),
+        np.ones(rows),
+        rng.integers(1, 2**14, rows) * 2 + 1,
+        np.full(rows, shift),
+        rng.integers(-(2**29), 2**29, rows) * bias,
+        1.0,
+        1.0,
+    )
 
 
 def integers(rows: int, columns: int, width: int) -> np.ndarray:
@@ -60,21 +112,27 @@ def integers(rows: int, columns: int, width: int) -> np.ndarray:
     return values
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_pack_reads_back(shape, width, kernels):
-    values = integers(*shape, width)
-    words = pack(values, width, kernels)
+def test_stored_rows_read_back(shape, width, kernels, bias):
+    matrix = matrix_of(integers(*shape, width), bias=bias)
+    words = stored(matrix, 0, shape[0], width, kernels)
     assert words.dtype == np.dtype("<u4")
-    assert np.array_equal(UNPACK[kernels](words, *shape, width), values)
-    assert words.nbytes == packed_bytes(*shape, width, kernels)
+    weights, biases, multipliers = read_back(words, matrix, width, kernels)
+    assert np.array_equal(weights, matrix.weights)
+    assert np.array_equal(biases, matrix.bias)
+    assert np.array_equal(multipliers / 2.0**32, matrix.multiplier * 2.0**-20)
+    row_bytes = MULTIPLIER_BYTES + BIAS_BYTES * bias
+    assert words.nbytes == packed_bytes(*shape, width, kernels) + row_bytes * shape[0]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_pack_does_not_need_contiguous_weights(kernels):
-    values = integers(9, 6, 4).T
-    assert np.array_equal(pack(values, 4, kernels), pack(values.copy(), 4, kernels))
+def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
+    matrix = matrix_of(integers(6, 9, 4).T)
+    part = replace(matrix, **{name: getattr(matrix, name)[2:8] for name in ("weights", "bias", "multiplier", "shift")})
+    assert np.array_equal(stored(matrix, 2, 8, 4, kernels), stored(part, 0, 6, 4, kernels))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +142,9 @@ def test_pack_does_not_need_contiguous_weights(kernels):
         ((3, 5), 4, "portable", 12),  # 3 bytes a row, 9, and three of padding
         ((3, 5), 8, "dsp", 24),
         ((3, 5), 4, "dsp", 12),
+        ((5, 5), 4, "dsp", 16 + 4),  # columns padded to 8 in both kinds of blocks
+        ((5, 9), 4, "dsp", 24 + 8),  # to 12 in the block of four, to 16 in the block of one
+        ((5, 9), 4, "thumb2", 24 + 8),
         ((128, 32), 4, "dsp", 2048),
         ((128, 32), 4, "portable", 2048),
     ],
@@ -92,17 +153,18 @@ def test_packed_bytes(shape, width, kernels, expected):
     assert packed_bytes(*shape, width, kernels) == expected
 
 
-def test_first_column_lies_in_the_low_half():
-    assert pack(np.array([[1, -2]]), 4, "portable").tolist() == [0xE1]
-
-
-def test_dsp_int4_words_hold_value_plus_eight():
-    assert pack(np.arange(8)[None] - 7, 4, "dsp").tolist() == [0x8642_7531]
+def test_wide_rows_keep_multiplier_and_shift():
+    matrix = matrix_of(integers(2, 3, 8), shift=33)
+    assert is_wide(matrix, "dsp")
+    words = stored(matrix, 0, 2, 8, "dsp").tolist()
+    assert [signed(word, 32) for word in words[2:4]] == matrix.bias.tolist()
+    assert [(word & 0xFFFF, word >> 16) for word in words[4:]] == [(m, 33) for m in matrix.multiplier]
+    assert [signed(field(words, k, 8), 8) for k in range(6)] == matrix.weights.ravel().tolist()
 
 
 def test_unknown_kernels():
     with pytest.raises(BadInput, match="helium"):
-        pack(np.zeros((1, 1), int), 8, "helium")
+        packed_bytes(1, 1, 8, "helium")
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 8), (8, 8), (9, 16)])
@@ -112,5 +174,20 @@ def test_padded(count, expected):
 
 @pytest.mark.parametrize(("bias", "wide"), [(2**31 - 1 - 127 * 32768 * 2, False), (2**31 - 127 * 32768 * 2, True)])
 def test_is_wide_from_the_first_sum_that_leaves_an_int32(bias, wide):
-    one = np.ones(1)
-    assert is_wide(Matrix(np.array([[127, -127]]), (8,), one, one, one, np.array([-bias]), 1, 1)) is wide
+    matrix = replace(matrix_of(np.array([[127, -127]])), bias=np.array([-bias]))
+    assert is_wide(matrix, "portable") is wide
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "shift", "wide"), [(3, 32, False), (3, 33, True), (2**14 - 1, 15, False), (2**15 - 1, 15, True)]
+)
+def test_is_wide_where_the_factor_does_not_fit(multiplier, shift, wide):
+    matrix = replace(matrix_of(np.array([[1]])), multiplier=np.array([multiplier]), shift=np.array([shift]))
+    assert is_wide(matrix, "portable") is wide
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(480, False), (481, True)])
+def test_is_wide_with_more_columns_than_the_kernels_have_room_for(columns, wide):
+    matrix = matrix_of(np.ones((1, columns), int), bias=False)
+    assert is_wide(matrix, "dsp") is wide
+    assert not is_wide(matrix, "portable")

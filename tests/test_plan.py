@@ -80,7 +80,8 @@ def test_planned_bytes_hold_the_stored_ones(kind, kernels):
     for budget in (None, (sum(made.weight_bytes for made in ends(forecaster, scores, kernels))) // 2):
         chosen = plan(forecaster, scores, budget, kernels)
         stored = stored_bytes(quantize(forecaster, chosen.widths()), kernels)
-        padding = 3 * len(chosen.units) if kernels == "portable" else 0
+        # Units stored together may share a word (portable) or fill a block of four, padded to less than rows alone.
+        padding = 3 * (3 if kernels == "dsp" else 1) * len(chosen.units)
         assert chosen.weight_bytes - padding <= stored <= chosen.weight_bytes
 
 
@@ -165,7 +166,7 @@ def case(tmp_path: Path):
     """(forecaster, scores, a plan, its file)"""
     forecaster = random_forecaster("gru", 4, 2, 1, layers=1)
     scores = scored(forecaster)
-    made = plan(forecaster, scores, 200, "portable", points=4)
+    made = plan(forecaster, scores, 230, "portable", points=4)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(made.to_json()))
     assert {unit.width for unit in made.units} == {4, 8}
