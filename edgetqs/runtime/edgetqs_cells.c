@@ -48,7 +48,11 @@ static inline int32_t interpolated(const int16_t *entry, int32_t between, unsign
     int32_t rise = entry[1] - low;
 #endif
 #if defined(__ARM_FEATURE_DSP)
-    int32_t weights = between * 0xFFFF + (1 << fraction); /* between above 2^fraction - between */
+    int32_t spread = 0xFFFF;
+    int32_t one = 1 << fraction;
+    IN_REGISTER(spread);
+    IN_REGISTER(one);
+    int32_t weights = between * spread + one; /* between above 2^fraction - between */
     int32_t value;
     __asm__("smuad %0, %1, %2" : "=r"(value) : "r"(both), "r"(weights));
     return value;
