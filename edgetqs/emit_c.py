@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgetqs.errors import BadInput
-from edgetqs.fixedpoint import INT16_MAX, SIGMOID_FLAT, table_multiplier, table_position
+from edgetqs.fixedpoint import INT16_MAX, SIGMOID_FLAT, table_multiplier
 from edgetqs.integer import HARD_SLOPES, ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
 from edgetqs.layout import is_wide, padded, stored
 from edgetqs.paths import data_dir
@@ -144,8 +144,8 @@ class _Rows:
         scales, biased = matrix.scales[start:stop], bool(matrix.bias[start:stop].any())
         words = stored(matrix, start, stop, width, self.kernels)
         about = (
-            f"{name}: {stop - start} x {matrix.columns}, int{width}{' and biases' if biased else ''}, {layout} layout, "
-            f"scale {scales.min():.3g} to {scales.max():.3g} a row"
+            f"{name}: {stop - start} x {matrix.columns}, int{width}, {layout} layout, "
+            f"{'with biases, ' if biased else ''}scale {scales.min():.3g} to {scales.max():.3g} a row"
         )
         lines = [f"0x{int(word):08x}" for word in words]
         lines = [", ".join(lines[k : k + 8]) + "," for k in range(0, len(lines), 8)]
@@ -194,7 +194,7 @@ def _activation(layer: IntegerDense, output: str) -> list[str]:
 def _table_call(function: str, values: str, count: int, scale: float) -> str:
     """The call that turns values at ``scale`` into the function's."""
     multiplier, shift = table_multiplier(scale)
-    if function == "sigmoid" and table_position(np.int64(INT16_MAX + 1), multiplier, shift) >> 9 < SIGMOID_FLAT:
+    if function == "sigmoid" and (INT16_MAX + 1) * multiplier >> shift + 9 < SIGMOID_FLAT:
         return f"edgetqs_sigmoid({values}, {count});"
     return f"edgetqs_{function}{'_wide' if function == 'sigmoid' else ''}({values}, {count}, {shift});"
 

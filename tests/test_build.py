@@ -579,7 +579,7 @@ def test_a_chain_that_differs_is_kept_and_fails_the_command(tmp_path, monkeypatc
 
     def flip(*arguments: Any, **options: Any) -> dict[str, str]:
         texts = emit(*arguments, **options)
-        changed = re.sub(r"(recurrent_zr_weights\[\d+\] = \{\s*0x0*)\w", r"\g<1>7", texts["small.c"])
+        changed = re.sub(r"(recurrent_zr_stored\[\d+\] = \{\s*0x0*)\w", r"\g<1>7", texts["small.c"])
         return texts | {"small.c": changed}
 
     emit = pipeline.emit_c

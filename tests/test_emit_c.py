@@ -200,7 +200,7 @@ def test_every_array_says_what_it_is():
     comments = re.findall(r"/\* (.*) \*/\nstatic const uint32_t (\w+)_stored", text)
     assert len(comments) == text.count("_stored[")
     for comment, name in comments:
-        assert re.match(rf"{name}: \d+ x \d+, int[48](?: and biases)?, dsp layout, scale \S+ to \S+ a row", comment)
+        assert re.match(rf"{name}: \d+ x \d+, int[48], dsp layout, (?:with biases, )?scale \S+ to \S+ a row", comment)
 
 
 def test_rows_too_long_for_an_int32_use_the_wide_functions(tmp_path):
