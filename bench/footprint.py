@@ -92,13 +92,13 @@ def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> F
     work = folder / "obj"
     harness = images.link_harness(roomy, sources, work, folder / "harness.elf", optimise=optimise)
     objects = sorted(work.glob("*.o"))
-    all_pieces = _pieces(roomy, objects, folder / "whole.elf", work / "link.ld")
+    all_pieces = pieces_of_link(roomy, objects, folder / "whole.elf", work / "link.ld")
 
     main = folder / "step_main.c"
     main.write_text(_STEP_MAIN, encoding="utf-8")
     (step_main,) = firmware.compile_sources(target, [main], folder / "main", [sources.folder], optimise=optimise)
     without_harness = [path for path in objects if path.stem != "harness" and not path.stem.startswith("port_")]
-    step_pieces = _pieces(roomy, [*without_harness, step_main], folder / "step.elf", work / "link.ld")
+    step_pieces = pieces_of_link(roomy, [*without_harness, step_main], folder / "step.elf", work / "link.ld")
 
     own = {f"{path.stem}.o" for path in sources.model}
     stored = stored_arrays(texts[f"{c_name(model.name)}.c"])
@@ -126,7 +126,8 @@ def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> F
     )
 
 
-def _pieces(target: Target, objects: list[Path], out: Path, script: Path) -> list[Piece]:
+def pieces_of_link(target: Target, objects: list[Path], out: Path, script: Path) -> list[Piece]:
+    """Link ``objects`` into ``out``; what the linker kept of them."""
     map_file = out.with_suffix(".map")
     firmware.link(target, objects, out, script, extra=[f"-Wl,-Map={map_file}"])
     return linked_pieces(map_file.read_text(encoding="utf-8"))

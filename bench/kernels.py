@@ -17,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts its th
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -28,6 +29,7 @@ import kernel_models
 from footprint import Figures, measure
 from rich.console import Console
 
+from edgetqs.errors import EdgeTqsError
 from edgetqs.firmware import toolchain
 from edgetqs.show import table
 from edgetqs.target import list_targets, load_target
@@ -182,13 +184,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help=f"of {', '.join(kernel_models.names())}; all without")
     parser.add_argument("--cores", nargs="+", default=CORES, choices=CORES)
-    parser.add_argument("--optimise", nargs="+", default=OPTIMISE, help="such as -O2", metavar="LEVEL")
+    parser.add_argument("--optimise", nargs="+", default=("O2", "Os"), choices=("O1", "O2", "O3", "Os"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; bench/kernels.json for a whole run")
     options = parser.parse_args()
-    work = jobs(options.cores, options.models or kernel_models.names(), options.optimise)
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        made = document(pool.map(measured, work))
+    levels = [f"-{level}" for level in options.optimise]
+    work = jobs(options.cores, options.models or kernel_models.names(), levels)
+    try:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            made = document(pool.map(measured, work))
+    except EdgeTqsError as error:
+        sys.exit(f"bench-kernels: {error}")
     console = Console()
     show(console, made["figures"], made["macs"])
     whole = set(work) >= set(jobs(CORES, kernel_models.names(), OPTIMISE))
