@@ -2,7 +2,7 @@
 # make test    all tests, with what they need
 # make lint    format, lint and types
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: about ten minutes
-# make bench-kernels   instructions, flash, RAM and stack of one inference on every core: about two minutes
+# make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
 
 PYTHON ?= python3
 VENV   := .venv
