@@ -3,6 +3,7 @@
 # make lint    format, lint and types
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: about ten minutes
 # make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
+# make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +15,7 @@ TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnu
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
-.PHONY: demo test lint bench-plan bench-kernels tools test-tools clean
+.PHONY: demo test lint bench-plan bench-kernels bench-cycles tools test-tools clean
 
 demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
@@ -35,6 +36,9 @@ bench-plan: $(VENV)/bench
 
 bench-kernels: $(VENV)/demo tools
 	$(BIN)/python bench/kernels.py $(BENCH_ARGS)
+
+bench-cycles: $(VENV)/demo tools
+	$(BIN)/python bench/cycles.py $(BENCH_ARGS)
 
 $(VENV)/demo: pyproject.toml
 	tools/make_venv.sh $(PYTHON) $(VENV) .

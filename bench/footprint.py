@@ -83,14 +83,26 @@ def measure(target: Target, subject: Subject, optimise: str) -> Figures:
         return _measure(target, subject, optimise, Path(scratch))
 
 
-def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> Figures:
+def build_harness(target: Target, subject: Subject, optimise: str, folder: Path) -> tuple[Path, images.Sources]:
+    """The harness's image, and the sources it is made of in ``folder``/src; objects are in ``folder``/obj."""
     model, kernels = subject.model, target.cpu.kernels
     nothing = Replay(np.zeros((1, len(model.inputs)), np.float32), np.zeros((0, 0), np.float32), "")
     texts = emit_c(model, kernels, nothing, horizon=STEPS, version="bench", plan_hash="0")
     sources = images.write_sources(folder / "src", texts, kernels)
+    return images.link_harness(target, sources, folder / "obj", folder / "harness.elf", optimise=optimise), sources
+
+
+def counted_steps(subject: Subject) -> tuple[bytes, chain.Golden]:
+    """Commands for STEPS steps between the harness's marks, from reset, and what they should give."""
+    vectors = chain.golden(subject.model, loop_steps=0)
+    return b"".join(b"C" + x.astype("<i2").tobytes() for x in vectors.inputs[:STEPS]), vectors
+
+
+def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> Figures:
+    model, kernels = subject.model, target.cpu.kernels
     roomy = replace(target, memory=replace(target.memory, flash_bytes=target.memory.flash_bytes + _ROOM))
+    harness, sources = build_harness(roomy, subject, optimise, folder)
     work = folder / "obj"
-    harness = images.link_harness(roomy, sources, work, folder / "harness.elf", optimise=optimise)
     objects = sorted(work.glob("*.o"))
     all_pieces = pieces_of_link(roomy, objects, folder / "whole.elf", work / "link.ld")
 
@@ -101,7 +113,7 @@ def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> F
     step_pieces = pieces_of_link(roomy, [*without_harness, step_main], folder / "step.elf", work / "link.ld")
 
     own = {f"{path.stem}.o" for path in sources.model}
-    stored = stored_arrays(texts[f"{c_name(model.name)}.c"])
+    stored = stored_arrays((sources.folder / f"{c_name(model.name)}.c").read_text(encoding="utf-8"))
     stored_kept = _bytes(p for p in all_pieces if p.section.removeprefix(".rodata.") in stored)
     if stored_kept != stored_bytes(model, kernels):
         raise CheckFailed(f"{stored_kept} bytes of weights were linked, {stored_bytes(model, kernels)} emitted")
@@ -183,15 +195,13 @@ def _check_bits(target: Target, subject: Subject, image: Path, folder: Path) -> 
 
 def _count(target: Target, subject: Subject, image: Path, folder: Path) -> tuple[int, int]:
     """(instructions of STEPS steps, deepest stack while they ran); the step after them must be right too."""
-    model = subject.model
-    vectors = chain.golden(model, loop_steps=0)
-    inputs = [x.astype("<i2").tobytes() for x in vectors.inputs[: STEPS + 1]]
-    steps = b"".join(b"C" + x for x in inputs[:STEPS])
-    output, run = _run(target, image, folder, b"RK" + steps + b"KS" + inputs[STEPS], count=True)
+    steps, vectors = counted_steps(subject)
+    after = b"S" + vectors.inputs[STEPS].astype("<i2").tobytes()
+    output, run = _run(target, image, folder, b"RK" + steps + b"K" + after, count=True)
     if run.how != "tcg plugin" or len(run.counts) != STEPS:
         raise CheckFailed(f"{target.name} cannot be counted", todo=run.how)
     peak = int(np.frombuffer(output[4 + 4 * STEPS :][:4], "<u4")[0])
-    record = np.frombuffer(output[8 + 4 * STEPS :], chain.record_type(model, vectors))[0]
+    record = np.frombuffer(output[8 + 4 * STEPS :], chain.record_type(subject.model, vectors))[0]
     states = all(np.array_equal(record[name], values[STEPS]) for name, values in vectors.states.items())
     if not states or not np.array_equal(record["output"], vectors.outputs[STEPS]):
         raise CheckFailed(f"{subject.name} on {target.name}: the counted steps left another state than the reference")

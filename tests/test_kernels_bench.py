@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import cycles
 import footprint
 import kernel_models
 import kernels
@@ -112,3 +113,41 @@ def test_linker_map():
     assert footprint.flash_bytes(pieces, own, {"w_weights"}) == 0x10 + 0x20 + 0x40 + 0x4
     assert footprint.flash_bytes(pieces, own, set()) == 0x10 + 0x20 + 0x40 + 0x4 + 0x30
     assert footprint.ram_bytes(pieces, own) == 0x4 + 0x80 + 0x8
+
+
+KINDS = {
+    "load": "ldr ldrb ldrsh.w ldrh",
+    "store": "str strh strb",
+    "many": "push pop ldmia stmdb ldrd strd",
+    "branch": "b bl bx bne cbz le dls tbb",
+    "multiply": "mul muls mla smlad smlal smull umull smulbb smmul",
+    "divide": "sdiv udiv",
+    "vector": "vmladava.s16 vldrb.s16 vadd.f32",
+    "other": "lsls bics bfi adds ubfx it sxtb16 blah",
+}
+
+
+@pytest.mark.parametrize(("kind", "mnemonics"), KINDS.items())
+def test_kinds_of_instructions(kind, mnemonics):
+    assert {cycles.kind_of(mnemonic) for mnemonic in mnemonics.split()} == {kind}
+
+
+def test_the_estimate_adds_up_by_hand():
+    def place(mnemonic, operands="", neighbour="other", executed=10, taken=0, flash_reads=0):
+        return cycles.Place("f", mnemonic, operands, neighbour, executed, taken, flash_reads)
+
+    loop = [
+        place("ldr", flash_reads=10),  # 2
+        place("ldr", neighbour="load"),  # 2, pipelined: 1
+        place("mla", neighbour="load"),  # 1; 2 on M3
+        place("bne", executed=10, taken=9),  # 1, taken 1 or 2 more
+        place("pop", "{r4-r7, r9, pc}", executed=1, taken=1),  # 1 and a word each
+    ]
+    estimate = {core: cycles.cycles(loop, timing, 0) for core, timing in cycles.TIMINGS.items()}
+    assert estimate == {
+        "cortex-m0plus": 20 + 20 + 10 + 10 + 9 + 7 + 1,
+        "cortex-m3": 20 + 10 + 20 + 10 + 18 + 7 + 2,
+        "cortex-m4": 20 + 10 + 10 + 10 + 18 + 7 + 2,
+    }
+    slow = cycles.cycles(loop, cycles.TIMINGS["cortex-m4"], 3)
+    assert slow == estimate["cortex-m4"] + 3 * (10 + 9 + 1)

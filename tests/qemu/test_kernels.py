@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import cycles
 import footprint
 import kernel_models
 import kernels
@@ -80,3 +81,14 @@ def test_a_wrong_result_is_not_counted(monkeypatch):
     monkeypatch.setattr(chain, "golden", other)
     with pytest.raises(CheckFailed, match="lstm32-int8 on cortex-m4 differs from the reference"):
         footprint.measure(ready("cortex-m4"), kernel_models.by_name("lstm32-int8"), "-O2")
+
+
+def test_two_plugins_count_alike():
+    """The profile's instructions, by address, sum up to the count; every weight is read from flash in every step."""
+    target, subject = ready("cortex-m4"), kernel_models.by_name("lstm32-int8")
+    count = footprint.measure(target, subject, "-O2").instructions
+    places = cycles.profile(target, subject, "-O2", count)
+    assert sum(place.flash_reads for place in places) >= subject.macs / 4
+    assert 0 < sum(place.taken for place in places) < sum(p.executed for p in places if p.kind in ("branch", "many"))
+    with pytest.raises(CheckFailed, match="by the other plugin"):
+        cycles.profile(target, subject, "-O2", count + 1)
