@@ -151,3 +151,7 @@ def test_the_estimate_adds_up_by_hand():
     }
     slow = cycles.cycles(loop, cycles.TIMINGS["cortex-m4"], 3)
     assert slow == estimate["cortex-m4"] + 3 * (10 + 9 + 1)
+
+
+def test_int4_is_never_slower_than_int8():
+    assert "\n".join(kernels.slower_int4(BASELINE["figures"])) == ""
