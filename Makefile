@@ -2,6 +2,8 @@
 # make test    all tests, with what they need
 # make lint    format, lint and types
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: about ten minutes
+# make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
+# make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +15,7 @@ TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnu
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
-.PHONY: demo test lint bench-plan tools test-tools clean
+.PHONY: demo test lint bench-plan bench-kernels bench-cycles tools test-tools clean
 
 demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
@@ -31,6 +33,12 @@ lint: $(VENV)/test
 
 bench-plan: $(VENV)/bench
 	$(BIN)/python bench/plan.py $(BENCH_ARGS)
+
+bench-kernels: $(VENV)/demo tools
+	$(BIN)/python bench/kernels.py $(BENCH_ARGS)
+
+bench-cycles: $(VENV)/demo tools
+	$(BIN)/python bench/cycles.py $(BENCH_ARGS)
 
 $(VENV)/demo: pyproject.toml
 	tools/make_venv.sh $(PYTHON) $(VENV) .

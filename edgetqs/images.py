@@ -71,7 +71,14 @@ def link_ample(target: Target, sources: Sources, work: Path, out: Path) -> Path:
 
 
 def link_harness(
-    target: Target, sources: Sources, work: Path, out: Path, *, sanitizers: bool = False, trace: bool = False
+    target: Target,
+    sources: Sources,
+    work: Path,
+    out: Path,
+    *,
+    optimise: str = "-O2",
+    sanitizers: bool = False,
+    trace: bool = False,
 ) -> Path:
     """The harness's image; ``trace`` makes it write down what every step computes on its way."""
     objects = firmware.compile_sources(
@@ -83,6 +90,7 @@ def link_harness(
             **firmware.board_defines(target, emulated=True),
             **({"EDGETQS_TRACE_BUILD": "1"} if trace else {}),
         },
+        optimise=optimise,
         sanitizers=sanitizers,
     )
     roomy = _larger(target, flash=target.memory.flash_bytes + _HARNESS_ROOM)

@@ -1,4 +1,4 @@
-"""The chain on every device: exact to the last bit, nothing that the core cannot execute, counts that repeat."""
+"""The chain on every device: exact to the last bit, counts that repeat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,80 +127,6 @@ def test_measured_stack_is_within_the_bound(built, name):
     assert 100 < memory["stack_measured_bytes"] <= memory["stack_bytes"] <= memory["stack_budget_bytes"]
     assert memory["stack_unknown"] == []
     assert memory["fits"]
-
-
-# --- instruction sets: QEMU executes more than a core has ----------------------------
-
-#: DSP extension of Armv7E-M (DDI 0403, A4.4.3 and the parallel additions and subtractions).
-DSP = re.compile(
-    r"(s|u|q|sh|uh|uq)(add|sub)(8|16)|(s|u|q|sh|uh|uq)(asx|sax)|qd?(add|sub)|[su]xta?b16|[su]xta[bh]|pkh(bt|tb)|sel"
-    r"|usada?8|[su]sat16|sml[as]l?dx?|smu[as]dx?|sml(a|al)[bt][bt]|smlaw[bt]|smul[bt][bt]|smulw[bt]|smm(la|ls|ul)r?|umaal"
-)
-#: All 32-bit instructions of Armv6-M (DDI 0419, A5.3); 16-bit ones that it has not.
-V6M_LONG = {"bl", "mrs", "msr", "dmb", "dsb", "isb", "udf"}
-V7M_SHORT = re.compile(r"cbn?z|it[te]{0,3}")
-
-Instruction = tuple[str, str, bool]  # mnemonic without condition and width, the whole line, whether it has 32 bits
-
-
-def instructions(image: Path, name: str) -> list[Instruction]:
-    command = [firmware.toolchain(load_target(name)).objdump, "--disassemble", str(image)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = []
-    for match in re.finditer(r"^ *[0-9a-f]+:\t([0-9a-f ]+?) *\t(\S+).*$", listing, re.MULTILINE):
-        if not match[2].startswith("."):  # data between the code
-            found.append((re.sub(r"\.[nw]$", "", match[2]), match[0].strip(), len(match[1].split()) == 2))
-    assert len(found) > 500
-    return found
-
-
-def with_condition(pattern: re.Pattern[str], mnemonic: str) -> bool:
-    return pattern.fullmatch(mnemonic) is not None or pattern.fullmatch(mnemonic[:-2]) is not None
-
-
-def foreign_to_v6m(one: Instruction) -> bool:
-    return one[0] not in V6M_LONG if one[2] else V7M_SHORT.fullmatch(one[0]) is not None
-
-
-def foreign_to_m3(one: Instruction) -> bool:
-    return one[0].startswith("v") or with_condition(DSP, one[0])
-
-
-def double_precision(one: Instruction) -> bool:
-    return ".f64" in one[0]
-
-
-FOREIGN = {
-    "cortex-m0plus": foreign_to_v6m,
-    "cortex-m3": foreign_to_m3,
-    "cortex-m4": double_precision,
-    "cortex-m33": double_precision,
-    "stm32f405": double_precision,
-}
-IMAGES = ("firmware.elf", "emulated.elf", "harness.elf")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "lstm") for name in FOREIGN), ("cortex-m0plus", "gru"), ("cortex-m4", "gru")]
-)
-def test_no_instruction_that_the_core_lacks(built, name, kind):
-    folder = built(name, kind)[1]
-    for image in IMAGES:
-        assert [one[1] for one in instructions(folder / image, name) if FOREIGN[name](one)] == []
-
-
-def test_the_instruction_check_sees_what_larger_cores_have(built):
-    """Or it would pass whatever the images hold."""
-    m3 = instructions(built("cortex-m3")[1] / "firmware.elf", "cortex-m3")
-    m4 = instructions(built("cortex-m4")[1] / "firmware.elf", "cortex-m4")
-    assert {"cbz", "it", "udiv"} & {one[0] for one in m3 if foreign_to_v6m(one)}
-    assert {"smlad", "sxtb16", "vmul.f32"} <= {one[0] for one in m4 if foreign_to_m3(one)}
-
-
-@pytest.mark.parametrize("name", BARE)
-def test_cores_with_smlad_use_it(built, name):
-    mnemonics = {one[0] for one in instructions(built(name)[1] / "firmware.elf", name)}
-    assert ({"smlad", "sxtb16"} <= mnemonics) == (name not in ("cortex-m0plus", "cortex-m3"))
 
 
 # --- instruction counts --------------------------------------------------------------
