@@ -3,7 +3,7 @@
 Rows of one width are stored as one array of 32-bit words that the row
 functions of ``runtime/`` walk through from front to back: blocks of rows, and
 within a block its weights, a bias a row where any row has one, and a
-multiplier a row (32 bits: the row's factor times 2^32).
+multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 
 ``portable``  one block. int8 row by row; int4 row by row, two columns a byte,
               first in the low half, odd rows padded with a zero.
@@ -13,14 +13,18 @@ multiplier a row (32 bits: the row's factor times 2^32).
               runtime/edgetqs_dsp.c.
 ``thumb2``    blocks of four rows, the rest in blocks of one, padded as in dsp; see
               runtime/edgetqs_thumb2.c.
+``thumb1``    blocks of eight rows, the rest in blocks of one; columns padded to 4.
+              Biases and multipliers are stored in forms of their own; see
+              runtime/edgetqs_thumb1.c.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +45,8 @@ class Layout:
 
     ``pack`` gives the bytes of one block; ``columns`` is what (block rows,
     width) are padded to; ``most`` is the number of columns that the kernels'
-    sums have room for.
+    sums have room for. ``biases`` gives a block's biases of some width as
+    stored, ``scales`` multipliers and shifts.
     """
 
     sources: tuple[str, ...]  # of runtime/
@@ -49,6 +54,8 @@ class Layout:
     columns: Callable[[int, int], int]
     pack: Callable[[np.ndarray, int], bytes]
     most: int
+    biases: Callable[[np.ndarray, int], np.ndarray] = lambda bias, width: bias
+    scales: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda multiplier, shift: _factors(multiplier, shift)
 
 
 def padded(count: int, multiple: int = PAD) -> int:
@@ -63,28 +70,22 @@ def layout_of(kernels: str) -> Layout:
 
 def is_wide(matrix: Matrix, kernels: str = "portable") -> bool:
     """Whether ``kernels`` cannot compute it: a sum may leave an int32, or a factor is no uint31 / 2^32."""
-    factor_fits = (matrix.shift <= 32).all() and (factors(matrix) < 2**31).all()
+    factor_fits = (matrix.shift <= 32).all() and (_factors(matrix.multiplier, matrix.shift) < 2**31).all()
     small = matrix.accumulator_bound().max() <= ACCUMULATOR_LIMIT and matrix.columns <= layout_of(kernels).most
     return not (factor_fits and small)
 
 
-def factors(matrix: Matrix) -> np.ndarray:
-    """(rows,) what a row's sum is multiplied with, in steps of 2^-32."""
-    return matrix.multiplier.astype(np.int64) << np.maximum(32 - matrix.shift.astype(np.int64), 0)
-
-
 def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> np.ndarray:
     """Rows ``start`` to ``stop`` of one width as little-endian uint32 words."""
-    wide = is_wide(matrix, kernels)
-    layout = layout_of("portable" if wide else kernels)
+    layout = _WIDE if is_wide(matrix, kernels) else layout_of(kernels)
     weights, bias = matrix.weights[start:stop], matrix.bias[start:stop]
-    multipliers = (matrix.multiplier | matrix.shift << 16 if wide else factors(matrix))[start:stop]
+    scales = layout.scales(matrix.multiplier[start:stop].astype(np.int64), matrix.shift[start:stop].astype(np.int64))
     data = b""
     for low, high in blocks(stop - start, layout):
         packed = layout.pack(_pad_columns(weights[low:high], layout.columns(high - low, width)), width)
         data += packed + bytes(-len(packed) % 4)
-        data += bias[low:high].astype("<i4").tobytes() if bias.any() else b""
-        data += multipliers[low:high].astype("<u4").tobytes()
+        data += layout.biases(bias[low:high], width).astype("<u4").tobytes() if bias.any() else b""
+        data += scales[low:high].astype("<u4").tobytes()
     return np.frombuffer(data, "<u4")
 
 
@@ -98,10 +99,18 @@ def blocks(rows: int, layout: Layout) -> list[tuple[int, int]]:
 def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
     """Bytes of the weights of these rows as stored, padding included."""
     layout = layout_of(kernels)
-    return sum(
-        padded((high - low) * padded(columns, layout.columns(high - low, width)) * width // 8, 4)
-        for low, high in blocks(rows, layout)
-    )
+    return sum(_block_bytes(high - low, columns, width, kernels) for low, high in blocks(rows, layout))
+
+
+@functools.cache
+def _block_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
+    layout = layout_of(kernels)
+    return padded(len(layout.pack(_pad_columns(np.zeros((rows, columns)), layout.columns(rows, width)), width)), 4)
+
+
+def _factors(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """What a row's sum is multiplied with, in steps of 2^-32."""
+    return multiplier.astype(np.int64) << np.maximum(32 - shift.astype(np.int64), 0)
 
 
 def _pack_portable(weights: np.ndarray, width: int) -> bytes:
@@ -134,6 +143,34 @@ def _pack_thumb2(weights: np.ndarray, width: int) -> bytes:
     return _fields(pairs[rows, :, columns].T, 4).astype("<u4").tobytes()
 
 
+def _pack_thumb1(weights: np.ndarray, width: int) -> bytes:
+    half, places = 2 ** (width - 1), 32 // width
+    if len(weights) == 8:
+        offsets = np.where(np.arange(8) % places == places - 1, 0, half)[:, None]
+        words = _fields((weights + offsets).T.reshape(-1, places), width)
+    elif width == 8:
+        words = _fields(weights.reshape(-1, 4), 8)
+    else:
+        fields = np.pad((weights + half).ravel(), (0, weights.size % 8))
+        words = _fields(fields.reshape(-1, 8)[:, ::-1], 4)
+    return np.append(words, [0] * (width == 4)).astype("<u4").tobytes()
+
+
+def _biases_thumb1(bias: np.ndarray, width: int) -> np.ndarray:
+    """With those of the rows above in the same word, as the sums they are added to; modulo 2^32."""
+    if len(bias) == 1:
+        return bias % 2**32
+    words = (bias % 2**32).reshape(-1, 32 // width)
+    for row in reversed(range(words.shape[1] - 1)):
+        words[:, row] = (words[:, row] + (words[:, row + 1] << width)) % 2**32
+    return words.ravel()
+
+
+def _scales_thumb1(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    more = np.maximum(16 - shift, 0)
+    return multiplier << more << 16 | shift + more - 15
+
+
 def _fields(values: np.ndarray, bits: int) -> np.ndarray:
     """(words, fields) integers, two's complement, the first in the lowest bits -> (words,)."""
     places = bits * np.arange(values.shape[1], dtype=np.int64)
@@ -155,5 +192,15 @@ LAYOUTS = {
     "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _four_columns, _pack_dsp, 480),
     # Two int4 sums share 64 bits, the lower has 28 of them.
     "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _four_columns, _pack_thumb2, 480),
+    "thumb1": Layout(
+        ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S"),
+        8,
+        lambda rows, width: 4,
+        _pack_thumb1,
+        ACCUMULATOR_LIMIT,
+        _biases_thumb1,
+        _scales_thumb1,
+    ),
 }
+_WIDE = replace(LAYOUTS["portable"], scales=lambda multiplier, shift: multiplier | shift << 16)
 KERNELS = tuple(LAYOUTS)

@@ -5,6 +5,7 @@
  * edgetqs_cells.c  functions by table, cells
  * edgetqs_dsp.c    matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
  * edgetqs_thumb2.c matrix rows for Cortex-M3
+ * edgetqs_thumb1.c matrix rows for Cortex-M0
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and
@@ -51,6 +52,8 @@ uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, 
 uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows8_thumb2(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_thumb2(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows8_thumb1(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4_thumb1(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 /* For rows whose sums do not fit an int32 or that have multipliers and shifts of their own. */
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
