@@ -193,7 +193,7 @@ LAYOUTS = {
     # Two int4 sums share 64 bits, the lower has 28 of them.
     "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _four_columns, _pack_thumb2, 480),
     "thumb1": Layout(
-        ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S"),
+        ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S", "edgetqs_thumb1_cells.S"),
         8,
         lambda rows, width: 4,
         _pack_thumb1,

@@ -1,10 +1,14 @@
 /* edgetqs runtime, functions by table and cells: see edgetqs_rt.h. */
 #include "edgetqs_rt.h"
 
+#if !defined(__ARM_ARCH_6M__) /* see edgetqs_thumb1_cells.S */
+
 /* About 65536 * sigmoid(i / 24) - 32768; the last entry stands twice. */
 static const int16_t sigmoid_table[257] = {
 #include "sigmoid_table.inc"
 };
+
+#endif
 
 /* ---- What some cores do in one instruction ---- */
 
@@ -36,6 +40,8 @@ static inline uint32_t at_most_0xFFFF(uint32_t value)
 
 /* A constant that the compiler is to keep in a register rather than to take apart. */
 #define IN_REGISTER(constant) __asm__("" : "+r"(constant))
+
+#if !defined(__ARM_ARCH_6M__)
 
 /* (entry[0] << fraction) + between * (entry[1] - entry[0]) */
 static inline int32_t interpolated(const int16_t *entry, int32_t between, unsigned fraction)
@@ -127,6 +133,8 @@ void edgetqs_tanh(int16_t *values, unsigned count, unsigned table_shift)
     }
 }
 
+#endif
+
 void edgetqs_relu(int16_t *values, unsigned count)
 {
     for (unsigned k = 0; k < count; ++k) {
@@ -180,6 +188,8 @@ static inline int32_t gated(int16_t gate, int16_t value, int32_t half, unsigned 
 
 #define HALF ((1 << 14) + 1)
 
+#if !defined(__ARM_ARCH_6M__)
+
 uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
 {
     const int16_t *end = c + units;
@@ -207,6 +217,8 @@ uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsig
     return clipped;
 }
 
+#endif
+
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
 {
     for (unsigned k = 0; k < units; ++k) {
@@ -221,6 +233,8 @@ void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned 
     }
 }
 
+#if !defined(__ARM_ARCH_6M__)
+
 void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift)
 {
     for (unsigned k = 0; k < units; ++k) {
@@ -229,3 +243,5 @@ void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned u
         h[k] = edgetqs_saturate(rest + gated(z[k], h[k], HALF, 14));
     }
 }
+
+#endif

@@ -25,7 +25,15 @@
  */
 #include "edgetqs_rt.h"
 
-#if !defined(__ARM_ARCH_6M__)
+#if defined(__ARM_ARCH_6M__)
+
+/* As in edgetqs_cells.c, for edgetqs_thumb1_cells.S. */
+extern const int16_t edgetqs_thumb1_table[257];
+const int16_t edgetqs_thumb1_table[257] = {
+#include "sigmoid_table.inc"
+};
+
+#else
 
 /* Bits of the words at w as a number, without the offset of half its range if it has one. */
 static int32_t field(const uint32_t *w, unsigned index, unsigned width, bool offset)
