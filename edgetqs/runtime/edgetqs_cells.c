@@ -179,6 +179,8 @@ void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits
 
 /* ---- Cells ---- */
 
+#if !defined(__ARM_ARCH_6M__)
+
 /* gate * value / 2^(shift + 1): a halving with ties up, then ties away from zero; half is 2^shift + 1. A gate is
  * never negative, so that the product has the value's sign and no result leaves an int16. */
 static inline int32_t gated(int16_t gate, int16_t value, int32_t half, unsigned shift)
@@ -187,8 +189,6 @@ static inline int32_t gated(int16_t gate, int16_t value, int32_t half, unsigned 
 }
 
 #define HALF ((1 << 14) + 1)
-
-#if !defined(__ARM_ARCH_6M__)
 
 uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
 {
@@ -217,8 +217,6 @@ uint32_t edgetqs_lstm_update(const int16_t *gates, int16_t *h, int16_t *c, unsig
     return clipped;
 }
 
-#endif
-
 void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
 {
     for (unsigned k = 0; k < units; ++k) {
@@ -232,8 +230,6 @@ void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned 
         a[k] = (int16_t)gated(r[k], b[k], HALF, 14);
     }
 }
-
-#if !defined(__ARM_ARCH_6M__)
 
 void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift)
 {

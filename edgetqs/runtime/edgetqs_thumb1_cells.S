@@ -305,6 +305,49 @@
     tanh_beyond
     end_function edgetqs_lstm_update
 
+/* ---- void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsigned units)
+ *      void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned units) ---- */
+
+    .macro  start_reset
+    push    {r4-r7, lr}
+    lsls    r3, #1
+    adds    r0, r3
+    adds    r1, r3
+    adds    r2, r3
+    rsbs    r3, r3, #0
+    ldr     r4, =0x4001
+    mov     r12, r4
+1:  ldrsh   r5, [r1, r3]
+    ldrsh   r6, [r2, r3]
+    round   r5, r6, r12
+    asrs    r5, #15
+    .endm
+
+    function edgetqs_gru_reset_add
+    start_reset
+    ldrsh   r6, [r0, r3]
+    adds    r6, r5
+    sxth    r5, r6
+    cmp     r5, r6
+    bne     3f
+2:  strh    r5, [r0, r3]
+    adds    r3, #2
+    bne     1b
+    pop     {r4-r7, pc}
+3:  asrs    r5, r6, #31
+    ldr     r7, =0x7FFF
+    eors    r5, r7
+    b       2b
+    end_function edgetqs_gru_reset_add
+
+    function edgetqs_gru_reset
+    start_reset
+    strh    r5, [r0, r3]
+    adds    r3, #2
+    bne     1b
+    pop     {r4-r7, pc}
+    end_function edgetqs_gru_reset
+
 /* ---- void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units,
  *                              unsigned table_shift) ---- */
 
