@@ -63,7 +63,30 @@ def weight_thumb2(words: list[int], rows: int, columns: int, width: int, row: in
     return (turned - low) >> 28 if row % 2 else low - 8
 
 
-WEIGHT = {"portable": weight_portable, "dsp": weight_dsp, "thumb2": weight_thumb2}
+def weight_thumb1(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """Whole words shifted right, less the next row's; see runtime/edgetqs_thumb1.c."""
+    if rows == 1:
+        return (
+            signed(field(words, column, 8), 8)
+            if width == 8
+            else (words[column // 8] << 4 * (column % 8) >> 28) % 16 - 8
+        )
+    if width == 4:
+        assert all(word & 15 for word in words[:-1]) and words[-1] == 0, "0 ends the loop, and nothing else"
+    word, place = signed(words[column * 8 * width // 32 + row * width // 32], 32), row * width % 32
+    own = word >> place
+    return own if place + width == 32 else own - (word >> place + width << width) - 2 ** (width - 1)
+
+
+WEIGHT = {"portable": weight_portable, "dsp": weight_dsp, "thumb2": weight_thumb2, "thumb1": weight_thumb1}
+
+
+def bias_thumb1(words: list[int], width: int) -> list[int]:
+    """Less the next row's in the same word."""
+    last = [len(words) == 1 or (row + 1) * width % 32 == 0 for row in range(len(words))]
+    return [
+        word - (0 if end else words[row + 1] << width) for row, (word, end) in enumerate(zip(words, last, strict=True))
+    ]
 
 
 def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,7 +97,7 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
     biased = matrix.bias.any()
     for low, high in blocks(rows, layout):
         count, padded_columns = high - low, padded(columns, layout.columns(high - low, width))
-        size = padded(count * padded_columns * width // 8, 4) // 4
+        size = padded(count * padded_columns * width // 8, 4) // 4 + (kernels == "thumb1" and width == 4)
         own, rest = rest[:size], rest[size:]
         for row in range(count):
             for column in range(padded_columns):
@@ -84,9 +107,11 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
                 else:
                     assert value == 0, "padding must not count"
         if biased:
-            bias[low:high] = [signed(word, 32) for word in rest[:count]]
+            held = bias_thumb1(rest[:count], width) if kernels == "thumb1" else rest[:count]
+            bias[low:high] = [signed(word, 32) for word in held]
             rest = rest[count:]
-        multiplier[low:high], rest = rest[:count], rest[count:]
+        factors = [(word >> 16) << 17 - (word & 0xFF) for word in rest[:count]] if kernels == "thumb1" else rest[:count]
+        multiplier[low:high], rest = factors, rest[count:]
     assert not rest
     return weights, bias, multiplier
 
@@ -146,11 +171,23 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((5, 9), 4, "dsp", 24 + 8),  # to 12 in the block of four, to 16 in the block of one
         ((5, 9), 4, "thumb2", 24 + 8),
         ((128, 32), 4, "dsp", 2048),
+        ((9, 9), 8, "thumb1", 8 * 12 + 12),
+        ((9, 9), 4, "thumb1", 4 * 12 + 4 + 8 + 4),  # a word of 0 behind each block
         ((128, 32), 4, "portable", 2048),
     ],
 )
 def test_packed_bytes(shape, width, kernels, expected):
     assert packed_bytes(*shape, width, kernels) == expected
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "shift", "word"), [(5, 32, 5 << 16 | 17), (5, 16, 5 << 16 | 1), (3, 4, 3 << 28 | 1)]
+)
+def test_thumb1_multipliers_and_shifts(multiplier, shift, word):
+    matrix = replace(
+        matrix_of(np.ones((1, 4), int), bias=False), multiplier=np.array([multiplier]), shift=np.array([shift])
+    )
+    assert stored(matrix, 0, 1, 8, "thumb1")[-1] == word
 
 
 def test_wide_rows_keep_multiplier_and_shift():
