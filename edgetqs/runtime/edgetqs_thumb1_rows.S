@@ -452,22 +452,29 @@ clip_both:
 
     function edgetqs_rows4_thumb1
     enter
-    lsls    r7, #3
-    movs    r2, #0
-    str     r2, [sp, #START_4 + 12]
-    .irp    row, 6, 5, 4
-    lsls    r2, #4
-    subs    r2, r7                  @ takes off the 8s
-    str     r2, [sp, #START_4 + 4 * (\row - 4)]
-    .endr
-    .irp    row, 3, 2, 1, 0
-    lsls    r2, #4
-    subs    r2, r7
-    str     r2, [sp, #START + 4 * \row]
-    .endr
+    lsls    r3, r7, #3
+    rsbs    r6, r3, #0              @ takes off the 8s
+    str     r6, [sp, #START_4 + 8]
     any_blocks
-    bne     1f
+    bne     2f
     b       5f
+2:  movs    r7, #0
+    lsls    r5, r6, #4
+    subs    r5, r3
+    lsls    r4, r5, #4
+    subs    r4, r3
+    add     r2, sp, #START_4
+    stmia   r2!, {r4-r7}
+    lsls    r7, r4, #4
+    subs    r7, r3
+    lsls    r6, r7, #4
+    subs    r6, r3
+    lsls    r5, r6, #4
+    subs    r5, r3
+    lsls    r4, r5, #4
+    subs    r4, r3
+    mov     r2, sp
+    stmia   r2!, {r4-r7}
 1:  start_block
     ldmia   r0!, {r4}
 2:  two_columns4
