@@ -5,7 +5,7 @@
  * edgetqs_cells.c  functions by table, cells
  * edgetqs_dsp.c    matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
  * edgetqs_thumb2.c matrix rows for Cortex-M3
- * edgetqs_thumb1.c matrix rows for Cortex-M0
+ * edgetqs_thumb1.c matrix rows for Cortex-M0, with cells of their own
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and
