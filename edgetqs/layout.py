@@ -16,6 +16,8 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 ``thumb1``    blocks of eight rows, the rest in blocks of one; columns padded to 4.
               Biases and multipliers are stored in forms of their own; see
               runtime/edgetqs_thumb1.c.
+``mve``       blocks of eight rows, what is left over in one more block; biases first;
+              see runtime/edgetqs_mve.c.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -41,12 +43,13 @@ _ASSEMBLY = ("edgetqs_blocks.h", "edgetqs_thumb2.h")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Weights in blocks of ``block`` rows (None: all in one block), the rest in blocks of one.
+    """Weights in blocks of ``block`` rows (None: all in one block), the rest in blocks of ``rest`` (None: in one).
 
     ``pack`` gives the bytes of one block; ``columns`` is what (block rows,
     width) are padded to; ``most`` is the number of columns that the kernels'
     sums have room for. ``biases`` gives a block's biases of some width as
-    stored, ``scales`` multipliers and shifts.
+    stored, ``scales`` multipliers and shifts. With ``biases_first`` biases stand in
+    front of the weights.
     """
 
     sources: tuple[str, ...]  # of runtime/
@@ -56,6 +59,8 @@ class Layout:
     most: int
     biases: Callable[[np.ndarray, int], np.ndarray] = lambda bias, width: bias
     scales: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda multiplier, shift: _factors(multiplier, shift)
+    biases_first: bool = False
+    rest: int | None = 1
 
 
 def padded(count: int, multiple: int = PAD) -> int:
@@ -83,8 +88,9 @@ def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> n
     data = b""
     for low, high in blocks(stop - start, layout):
         packed = layout.pack(_pad_columns(weights[low:high], layout.columns(high - low, width)), width)
-        data += packed + bytes(-len(packed) % 4)
-        data += layout.biases(bias[low:high], width).astype("<u4").tobytes() if bias.any() else b""
+        packed += bytes(-len(packed) % 4)
+        biases = layout.biases(bias[low:high], width).astype("<u4").tobytes() if bias.any() else b""
+        data += biases + packed if layout.biases_first else packed + biases
         data += scales[low:high].astype("<u4").tobytes()
     return np.frombuffer(data, "<u4")
 
@@ -93,7 +99,8 @@ def blocks(rows: int, layout: Layout) -> list[tuple[int, int]]:
     """(first row, last row + 1) of each block, in the order of storage."""
     size = layout.block or rows
     whole = rows // size * size
-    return [(k, k + size) for k in range(0, whole, size)] + [(k, k + 1) for k in range(whole, rows)]
+    rest = layout.rest or size
+    return [(k, k + size) for k in range(0, whole, size)] + [(k, min(k + rest, rows)) for k in range(whole, rows, rest)]
 
 
 def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
@@ -171,6 +178,27 @@ def _scales_thumb1(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return multiplier << more << 16 | shift + more - 15
 
 
+def _pack_mve(weights: np.ndarray, width: int) -> bytes:
+    whole, columns = len(weights) == 8, weights.shape[1]
+    tail = columns % 8
+    if not whole or tail > (4 if width == 8 else 3):
+        weights, tail = _pad_columns(weights, 8), 0
+    if width == 4:
+        alone = weights[len(weights) & ~1 :]
+        weights = np.concatenate([weights[0 : len(weights) & ~1 : 2] + 16 * weights[1::2], alone])
+    groups = weights[:, : weights.shape[1] - tail].reshape(len(weights), -1, 8)
+    order = [0, 2, 4, 6, 1, 3, 5, 7] if width == 8 else [0, 1, 2, 3]
+    behind = weights[order, -tail:].T if tail else weights[:0]
+    return b"".join(part.astype(np.int8).tobytes() for part in (groups.transpose(1, 0, 2) if whole else groups, behind))
+
+
+def _biases_mve(bias: np.ndarray, width: int) -> np.ndarray:
+    bias = bias.astype(np.int64)
+    if width == 4 and len(bias) == 8:
+        bias[0::2] += 16 * bias[1::2]
+    return bias & 0xFFFFFFFF
+
+
 def _fields(values: np.ndarray, bits: int) -> np.ndarray:
     """(words, fields) integers, two's complement, the first in the lowest bits -> (words,)."""
     places = bits * np.arange(values.shape[1], dtype=np.int64)
@@ -200,6 +228,16 @@ LAYOUTS = {
         ACCUMULATOR_LIMIT,
         _biases_thumb1,
         _scales_thumb1,
+    ),
+    "mve": Layout(
+        ("edgetqs_mve.c", "edgetqs_mve_rows.S", "edgetqs_mve_cells.S", "edgetqs_mve.h"),
+        8,
+        lambda rows, width: 1,
+        _pack_mve,
+        ACCUMULATOR_LIMIT,
+        _biases_mve,
+        biases_first=True,
+        rest=None,
     ),
 }
 _WIDE = replace(LAYOUTS["portable"], scales=lambda multiplier, shift: multiplier | shift << 16)

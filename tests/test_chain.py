@@ -428,7 +428,9 @@ def direct() -> IntegerModel:
     [
         ("gcc", "lstm", "dsp"),
         ("gcc", "direct", "portable"),
+        ("gcc", "lstm", "mve"),
         ("clang", "lstm", "dsp"),
+        ("clang", "lstm", "mve"),
         ("clang", "gru", "portable"),
     ],
 )

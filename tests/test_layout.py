@@ -20,7 +20,7 @@ from edgetqs.layout import (
 )
 from edgetqs.rounding import limit
 
-SHAPES = [(1, 1), (4, 8), (3, 5), (5, 4), (7, 9), (8, 1), (1, 16), (6, 7), (13, 33)]
+SHAPES = [(1, 1), (4, 8), (3, 5), (5, 4), (7, 9), (8, 1), (1, 16), (6, 7), (13, 33), (16, 12), (8, 21), (9, 11)]
 
 
 def signed(value: int, bits: int) -> int:
@@ -78,7 +78,30 @@ def weight_thumb1(words: list[int], rows: int, columns: int, width: int, row: in
     return own if place + width == 32 else own - (word >> place + width << width) - 2 ** (width - 1)
 
 
-WEIGHT = {"portable": weight_portable, "dsp": weight_dsp, "thumb2": weight_thumb2, "thumb1": weight_thumb1}
+def weight_mve(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """By groups of eight columns, and what is behind them; see runtime/edgetqs_mve.c."""
+    pair, together = (row, 1) if width == 8 else (row // 2, 2)
+    vectors, group = -(-rows // together), column // 8
+    if column >= columns // 8 * 8:
+        index = column * vectors + ([0, 4, 1, 5, 2, 6, 3, 7][row] if width == 8 else pair)
+    elif rows == 8:
+        index = (group * vectors + pair) * 8 + column % 8
+    else:
+        index = pair * columns + column
+    both = signed(field(words, index, 8), 8)
+    if width == 8 or row == rows - 1 == 2 * pair:
+        return both
+    high = (both + 8) >> 4
+    return high if row % 2 else both - 16 * high
+
+
+WEIGHT = {
+    "portable": weight_portable,
+    "dsp": weight_dsp,
+    "thumb2": weight_thumb2,
+    "thumb1": weight_thumb1,
+    "mve": weight_mve,
+}
 
 
 def bias_thumb1(words: list[int], width: int) -> list[int]:
@@ -89,6 +112,22 @@ def bias_thumb1(words: list[int], width: int) -> list[int]:
     ]
 
 
+def bias_mve(words: list[int], width: int) -> list[int]:
+    """Of a pair of rows the lower one's with 16 times the other's, in a block of eight."""
+    if width == 8 or len(words) < 8:
+        return words
+    return [word if row % 2 else word - 16 * words[row + 1] for row, word in enumerate(words)]
+
+
+BIAS = {"thumb1": bias_thumb1, "mve": bias_mve}
+
+
+def columns_stored(rows: int, columns: int, width: int, kernels: str) -> int:
+    if kernels == "mve":
+        return padded(columns) if rows < 8 or columns % 8 > (4 if width == 8 else 3) else columns
+    return padded(columns, layout_of(kernels).columns(rows, width))
+
+
 def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, biases and multipliers of all rows, block by block."""
     layout, rest = layout_of(kernels), words.tolist()
@@ -96,9 +135,12 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
     weights, bias, multiplier = np.zeros((rows, columns), int), np.zeros(rows, int), np.zeros(rows, int)
     biased = matrix.bias.any()
     for low, high in blocks(rows, layout):
-        count, padded_columns = high - low, padded(columns, layout.columns(high - low, width))
-        size = padded(count * padded_columns * width // 8, 4) // 4 + (kernels == "thumb1" and width == 4)
-        own, rest = rest[:size], rest[size:]
+        count = high - low
+        padded_columns = columns_stored(count, columns, width, kernels)
+        size = packed_bytes(count, columns, width, kernels) // 4
+        held = count if biased else 0
+        first = held if layout.biases_first else 0
+        own, rest = rest[first : first + size], rest[:first] + rest[first + size :]
         for row in range(count):
             for column in range(padded_columns):
                 value = WEIGHT[kernels](own, count, padded_columns, width, row, column)
@@ -106,10 +148,8 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
                     weights[low + row, column] = value
                 else:
                     assert value == 0, "padding must not count"
-        if biased:
-            held = bias_thumb1(rest[:count], width) if kernels == "thumb1" else rest[:count]
-            bias[low:high] = [signed(word, 32) for word in held]
-            rest = rest[count:]
+        biases = BIAS[kernels](rest[:held], width) if kernels in BIAS and biased else rest[:held]
+        bias[low:high], rest = [signed(word, 32) for word in biases] if biased else 0, rest[held:]
         factors = [(word >> 16) << 17 - (word & 0xFF) for word in rest[:count]] if kernels == "thumb1" else rest[:count]
         multiplier[low:high], rest = factors, rest[count:]
     assert not rest
@@ -170,6 +210,14 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((5, 5), 4, "dsp", 16 + 4),  # columns padded to 8 in both kinds of blocks
         ((5, 9), 4, "dsp", 24 + 8),  # to 12 in the block of four, to 16 in the block of one
         ((5, 9), 4, "thumb2", 24 + 8),
+        ((8, 1), 8, "mve", 8),
+        ((8, 13), 8, "mve", 8 * 16),  # five columns are padded, four are not
+        ((8, 12), 8, "mve", 8 * 12),
+        ((8, 12), 4, "mve", 4 * 16),
+        ((8, 11), 4, "mve", 4 * 11),
+        ((3, 9), 8, "mve", 3 * 16),
+        ((3, 9), 4, "mve", 2 * 16),  # an odd row takes a byte for a column
+        ((128, 32), 4, "mve", 2048),
         ((128, 32), 4, "dsp", 2048),
         ((9, 9), 8, "thumb1", 8 * 12 + 12),
         ((9, 9), 4, "thumb1", 4 * 12 + 4 + 8 + 4),  # a word of 0 behind each block

@@ -1,7 +1,14 @@
 /* edgetqs runtime, functions by table and cells: see edgetqs_rt.h. */
 #include "edgetqs_rt.h"
 
-#if !defined(__ARM_ARCH_6M__) /* see edgetqs_thumb1_cells.S */
+/* Some cores have these in assembly: edgetqs_thumb1_cells.S, edgetqs_mve_cells.S. */
+#if defined(__ARM_ARCH_6M__) || defined(__ARM_FEATURE_MVE)
+#define IN_ASSEMBLY 1
+#else
+#define IN_ASSEMBLY 0
+#endif
+
+#if !IN_ASSEMBLY
 
 /* About 65536 * sigmoid(i / 24) - 32768; the last entry stands twice. */
 static const int16_t sigmoid_table[257] = {
@@ -41,7 +48,7 @@ static inline uint32_t at_most_0xFFFF(uint32_t value)
 /* A constant that the compiler is to keep in a register rather than to take apart. */
 #define IN_REGISTER(constant) __asm__("" : "+r"(constant))
 
-#if !defined(__ARM_ARCH_6M__)
+#if !IN_ASSEMBLY
 
 /* (entry[0] << fraction) + between * (entry[1] - entry[0]) */
 static inline int32_t interpolated(const int16_t *entry, int32_t between, unsigned fraction)
@@ -179,7 +186,7 @@ void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits
 
 /* ---- Cells ---- */
 
-#if !defined(__ARM_ARCH_6M__)
+#if !IN_ASSEMBLY
 
 /* gate * value / 2^(shift + 1): a halving with ties up, then ties away from zero; half is 2^shift + 1. A gate is
  * never negative, so that the product has the value's sign and no result leaves an int16. */

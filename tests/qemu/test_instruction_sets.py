@@ -100,6 +100,11 @@ def test_cores_with_smlad_use_it(listed, name):
     assert "smlad" in {one.mnemonic for one in listed(name, "lstm")["firmware.elf"]}
 
 
+def test_cores_with_helium_use_it(listed):
+    # vmlava is objdump's name of vmladava.
+    assert {"vmlava.s16", "letp"} <= {one.mnemonic for one in listed("cortex-m55", "lstm")["firmware.elf"]}
+
+
 #: Encodings of what a core lacks, and what objdump calls them.
 FOREIGN = [
     ("cortex-m0plus", ".inst.n 0xb108", "cbz"),
