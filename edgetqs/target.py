@@ -19,6 +19,13 @@ from edgetqs.errors import BadInput
 from edgetqs.paths import data_dir
 
 
+#: Cores for which the runtime leaves the cells to the assembly of one layout, by gcc's -mcpu.
+_CELLS_IN_ASSEMBLY = {
+    **dict.fromkeys(("cortex-m0", "cortex-m0plus", "cortex-m1"), "thumb1"),
+    **dict.fromkeys(("cortex-m52", "cortex-m55", "cortex-m85"), "mve"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Cpu:
     core: str
@@ -170,6 +177,9 @@ def _contradictions(target: Target, path: Path) -> Iterator[str]:
         yield f"name: must be the file's own name, {path.stem!r}, not {target.name!r}"
     if not target.sources:
         yield "sources: name the data sheet that the figures come from"
+    own = _CELLS_IN_ASSEMBLY.get(next((f[6:] for f in target.cpu.flags if f.startswith("-mcpu=")), ""))
+    if own and target.cpu.kernels != own:
+        yield f"cpu.kernels: must be {own!r} for {target.cpu.core}, whose cells are in that layout's assembly"
     if target.kind != "bare":
         return
     for name in ("flash_bytes", "ram_bytes", "stack_bytes"):

@@ -116,6 +116,8 @@ def test_all_mistakes_at_once_each_with_file_and_key(tmp_path):
         ("stack_bytes = 8_192", "stack_bytes = 0", "memory.stack_bytes: must not be 0"),
         ("stack_bytes = 8_192", "stack_bytes = 131_072", "memory.stack_bytes: together with"),
         ("flash_reserve_bytes = 32_768", "flash_reserve_bytes = 524_288", "memory.flash_reserve_bytes: leaves nothing"),
+        ("-mcpu=cortex-m4", "-mcpu=cortex-m0", "cpu.kernels: must be 'thumb1'"),
+        ("-mcpu=cortex-m4", "-mcpu=cortex-m55", "cpu.kernels: must be 'mve'"),
         ('name = "cortex-m4"', 'name = "cortex-m5"', "name: must be the file's own name"),
         ('machine = "mps2-an386"', "", "qemu.machine: missing"),
         ("[uart]", "[cpu.uart]", "cpu.uart: unknown key"),
