@@ -91,7 +91,8 @@ def check(record: dict[str, Any], folder: Path) -> None:
     assert sent.count("A") + sent.count("S") == links["steps"]
     assert "F" in sent
     assert record["cost"]["how"] == "tcg plugin"
-    assert record["cost"]["instructions_per_step"] > 2000  # a multiplication a weight, at two an instruction
+    # A multiplication a weight: no core here does eight in one instruction and its loads.
+    assert record["cost"]["instructions_per_step"] > record["model"]["parameters"] / 4
 
 
 @pytest.mark.parametrize("name", DEVICES)
