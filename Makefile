@@ -4,6 +4,7 @@
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: about ten minutes
 # make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
 # make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
+# make bench-host   time of an LSTM step on this computer, the C against LiteRT: half a minute
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +16,7 @@ TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnu
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
-.PHONY: demo test lint bench-plan bench-kernels bench-cycles tools test-tools clean
+.PHONY: demo test lint bench-plan bench-host bench-kernels bench-cycles tools test-tools clean
 
 demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
@@ -39,6 +40,9 @@ bench-kernels: $(VENV)/demo tools
 
 bench-cycles: $(VENV)/demo tools
 	$(BIN)/python bench/cycles.py $(BENCH_ARGS)
+
+bench-host: $(VENV)/demo tools
+	$(BIN)/python bench/host.py $(BENCH_ARGS)
 
 $(VENV)/demo: pyproject.toml
 	tools/make_venv.sh $(PYTHON) $(VENV) .

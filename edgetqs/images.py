@@ -21,7 +21,7 @@ from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
 #: The runtime's files that every generated model needs; its layout names more.
-_RUNTIME = ("edgetqs_rt.c", "edgetqs_cells.c")
+_RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c")
 _HEADERS = ("edgetqs_rt.h", "sigmoid_table.inc", "board.h")
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26
@@ -42,7 +42,7 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    runtime = (*_RUNTIME, *layout_of(kernels).sources)
+    runtime = (*_RUNTIME, layout_of(kernels).cells, *layout_of(kernels).sources)
     for name in (*runtime, *_HEADERS, "app.c"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
     generated = [name for name in texts if name.endswith(".c")]

@@ -18,6 +18,8 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
               runtime/edgetqs_thumb1.c.
 ``mve``       blocks of eight rows, what is left over in one more block; biases first;
               see runtime/edgetqs_mve.c.
+``simd``      blocks of eight rows, the last one filled up with rows of zeros; columns
+              padded to 8; see runtime/edgetqs_simd.c.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -61,6 +63,7 @@ class Layout:
     scales: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda multiplier, shift: _factors(multiplier, shift)
     biases_first: bool = False
     rest: int | None = 1
+    cells: str = "edgetqs_cells.c"  # of runtime/
 
 
 def padded(count: int, multiple: int = PAD) -> int:
@@ -84,14 +87,14 @@ def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> n
     """Rows ``start`` to ``stop`` of one width as little-endian uint32 words."""
     layout = _WIDE if is_wide(matrix, kernels) else layout_of(kernels)
     weights, bias = matrix.weights[start:stop], matrix.bias[start:stop]
-    scales = layout.scales(matrix.multiplier[start:stop].astype(np.int64), matrix.shift[start:stop].astype(np.int64))
+    multiplier, shift = (values[start:stop].astype(np.int64) for values in (matrix.multiplier, matrix.shift))
     data = b""
     for low, high in blocks(stop - start, layout):
         packed = layout.pack(_pad_columns(weights[low:high], layout.columns(high - low, width)), width)
         packed += bytes(-len(packed) % 4)
         biases = layout.biases(bias[low:high], width).astype("<u4").tobytes() if bias.any() else b""
         data += biases + packed if layout.biases_first else packed + biases
-        data += scales[low:high].astype("<u4").tobytes()
+        data += layout.scales(multiplier[low:high], shift[low:high]).astype("<u4").tobytes()
     return np.frombuffer(data, "<u4")
 
 
@@ -111,8 +114,10 @@ def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
 
 @functools.cache
 def _block_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
-    layout = layout_of(kernels)
-    return padded(len(layout.pack(_pad_columns(np.zeros((rows, columns)), layout.columns(rows, width)), width)), 4)
+    layout, none = layout_of(kernels), np.zeros(rows, np.int64)
+    filled = len(layout.scales(none, none)) - rows  # each with a multiplier, and a bias at most
+    packed = layout.pack(_pad_columns(np.zeros((rows, columns)), layout.columns(rows, width)), width)
+    return padded(len(packed), 4) + filled * (MULTIPLIER_BYTES + BIAS_BYTES)
 
 
 def _factors(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -199,6 +204,21 @@ def _biases_mve(bias: np.ndarray, width: int) -> np.ndarray:
     return bias & 0xFFFFFFFF
 
 
+def _pack_simd(weights: np.ndarray, width: int) -> bytes:
+    weights = _filled(weights)
+    if width == 8:
+        halves = weights[:4] + 128 + 256 * weights[4:]
+    else:
+        bytes_of_columns = (weights[:4] + 8 + 16 * (weights[4:] + 8)).reshape(4, -1, 2, 4)
+        halves = (bytes_of_columns[:, :, 0] + 256 * bytes_of_columns[:, :, 1]).reshape(4, -1)
+    return halves.reshape(4, -1, 4).transpose(1, 0, 2).astype("<i8").astype("<u2").tobytes()
+
+
+def _filled(rows: np.ndarray) -> np.ndarray:
+    """With rows of zeros up to eight."""
+    return np.pad(rows, ((0, 8 - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+
+
 def _fields(values: np.ndarray, bits: int) -> np.ndarray:
     """(words, fields) integers, two's complement, the first in the lowest bits -> (words,)."""
     places = bits * np.arange(values.shape[1], dtype=np.int64)
@@ -238,6 +258,18 @@ LAYOUTS = {
         _biases_mve,
         biases_first=True,
         rest=None,
+    ),
+    # Both rows' sum at int4 holds up to 16 * 7 * 32768 a column.
+    "simd": Layout(
+        ("edgetqs_simd.c", "edgetqs_simd_avx2.c", "edgetqs_simd.h", "edgetqs_simd_cells.h"),
+        8,
+        lambda rows, width: 8,
+        _pack_simd,
+        584,
+        lambda bias, width: _filled(bias),
+        lambda multiplier, shift: _filled(_factors(multiplier, shift)),
+        rest=None,
+        cells="edgetqs_simd_cells.c",
     ),
 }
 _WIDE = replace(LAYOUTS["portable"], scales=lambda multiplier, shift: multiplier | shift << 16)

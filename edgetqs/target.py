@@ -31,7 +31,7 @@ class Cpu:
     core: str
     compiler: str  # prefix of gcc: "arm-none-eabi-", or "" for the computer's own
     flags: tuple[str, ...]  # for compiling and for linking
-    kernels: Literal["portable", "thumb1", "thumb2", "dsp", "mve"]  # see layout.py
+    kernels: Literal["portable", "thumb1", "thumb2", "dsp", "mve", "simd"]  # see layout.py
 
 
 @dataclass(frozen=True, slots=True)

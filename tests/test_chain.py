@@ -127,6 +127,28 @@ def test_c_under_sanitizers_is_exact(tmp_path, kind, kernels):
     assert link == Link("exact", f"{vectors.steps} steps")
 
 
+@pytest.mark.parametrize("vectors", ["", "-DEDGETQS_NO_AVX2", "-DEDGETQS_NO_SIMD"])
+@pytest.mark.parametrize(("compiler", "kind"), [("gcc", "gru"), ("gcc", "lstm"), ("gcc", "rnn"), ("clang", "lstm")])
+def test_simd_is_exact_with_and_without_its_instructions(tmp_path, compiler, kind, vectors):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    model = integers(kind)
+    sources = images.write_sources(tmp_path / "src", emitted(model, "simd"), "simd")
+    runtime = data_dir("runtime")
+    sanitizers = {  # without its run-time library, which not every clang has
+        "gcc": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+        "clang": ["-fsanitize=undefined", "-fsanitize-trap=undefined"],
+    }
+    flags = ["-std=c99", "-O1", *sanitizers[compiler], *vectors.split()]
+    others = [runtime / "harness.c", runtime / "port_posix.c"]
+    command = [compiler, *flags, f"-I{tmp_path / 'src'}", f"-I{runtime}", *map(str, (*sources.model, *others))]
+    subprocess.run([*command, "-o", str(tmp_path / "harness")], check=True)
+    chain.write_harness_input(tmp_path, chain.commands(model, golden(kind)))
+    subprocess.run([str(tmp_path / "harness")], cwd=tmp_path, check=True)
+    step, result = chain.judge(model, golden(kind), (tmp_path / "harness.out").read_bytes())
+    assert (step, result.link.verdict) == (None, "exact")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_litert_is_exact(kind):
     model, vectors = integers(kind), golden(kind)
@@ -148,7 +170,7 @@ def alternating(columns: int, *, bias: float = 0.0) -> Forecaster:
 
 @pytest.mark.parametrize(
     ("columns", "wide", "kernels"),
-    [(516, False, "portable"), (516, False, "dsp"), (517, True, "portable"), (1027, True, "dsp")],
+    [(516, False, "portable"), (516, False, "dsp"), (517, True, "portable"), (1027, True, "dsp"), (516, False, "simd")],
 )
 def test_sums_at_and_past_the_int32_limit(tmp_path, columns, wide, kernels):
     one = alternating(columns)
@@ -429,9 +451,11 @@ def direct() -> IntegerModel:
         ("gcc", "lstm", "dsp"),
         ("gcc", "direct", "portable"),
         ("gcc", "lstm", "mve"),
+        ("gcc", "gru", "simd"),
         ("clang", "lstm", "dsp"),
         ("clang", "lstm", "mve"),
         ("clang", "gru", "portable"),
+        ("clang", "lstm", "simd"),
     ],
 )
 def test_all_c_is_clean_with_both_compilers(tmp_path, compiler, kind, kernels):
@@ -612,7 +636,15 @@ int main(void)
 
 @pytest.mark.parametrize(
     ("kind", "kernels"),
-    [("lstm", "dsp"), ("gru", "portable"), ("gru_reset_before", "dsp"), ("rnn", "portable"), ("direct", "portable")],
+    [
+        ("lstm", "dsp"),
+        ("gru", "portable"),
+        ("gru_reset_before", "dsp"),
+        ("rnn", "portable"),
+        ("direct", "portable"),
+        ("lstm", "simd"),
+        ("direct", "simd"),
+    ],
 )
 def test_properties_of_the_c(tmp_path, kind, kernels):
     model = direct() if kind == "direct" else integers(kind)

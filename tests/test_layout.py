@@ -95,12 +95,22 @@ def weight_mve(words: list[int], rows: int, columns: int, width: int, row: int, 
     return high if row % 2 else both - 16 * high
 
 
+def weight_simd(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """Halves hold two rows four apart, at int4 of two columns four apart; see runtime/edgetqs_simd.c."""
+    together = 32 // width  # columns of sixteen halves
+    half = signed(field(words, 16 * (column // together) + 4 * (row % 4) + column % 4, 16), 16)
+    if width == 8:
+        return half >> 8 if row >= 4 else (half & 0xFF) - 128
+    return (half >> 4 * (row // 4) + 8 * (column % 8 // 4) & 15) - 8
+
+
 WEIGHT = {
     "portable": weight_portable,
     "dsp": weight_dsp,
     "thumb2": weight_thumb2,
     "thumb1": weight_thumb1,
     "mve": weight_mve,
+    "simd": weight_simd,
 }
 
 
@@ -137,21 +147,22 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
     for low, high in blocks(rows, layout):
         count = high - low
         padded_columns = columns_stored(count, columns, width, kernels)
-        size = packed_bytes(count, columns, width, kernels) // 4
-        held = count if biased else 0
+        filled = -count % 8 if kernels == "simd" else 0
+        size = packed_bytes(count, columns, width, kernels) // 4 - 2 * filled
+        held = count + filled if biased else 0
         first = held if layout.biases_first else 0
         own, rest = rest[first : first + size], rest[:first] + rest[first + size :]
-        for row in range(count):
+        for row in range(count + filled):
             for column in range(padded_columns):
                 value = WEIGHT[kernels](own, count, padded_columns, width, row, column)
-                if column < columns:
+                if column < columns and row < count:
                     weights[low + row, column] = value
                 else:
                     assert value == 0, "padding must not count"
         biases = BIAS[kernels](rest[:held], width) if kernels in BIAS and biased else rest[:held]
-        bias[low:high], rest = [signed(word, 32) for word in biases] if biased else 0, rest[held:]
+        bias[low:high], rest = [signed(word, 32) for word in biases[:count]] if biased else 0, rest[held:]
         factors = [(word >> 16) << 17 - (word & 0xFF) for word in rest[:count]] if kernels == "thumb1" else rest[:count]
-        multiplier[low:high], rest = factors, rest[count:]
+        multiplier[low:high], rest = factors, rest[count + filled :]
     assert not rest
     return weights, bias, multiplier
 
@@ -190,7 +201,9 @@ def test_stored_rows_read_back(shape, width, kernels, bias):
     assert np.array_equal(biases, matrix.bias)
     assert np.array_equal(multipliers / 2.0**32, matrix.multiplier * 2.0**-20)
     row_bytes = MULTIPLIER_BYTES + BIAS_BYTES * bias
-    assert words.nbytes == packed_bytes(*shape, width, kernels) + row_bytes * shape[0]
+    filled_without_bias = -shape[0] % 8 if kernels == "simd" and not bias else 0
+    room = packed_bytes(*shape, width, kernels) + row_bytes * shape[0]
+    assert words.nbytes == room - BIAS_BYTES * filled_without_bias
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -218,6 +231,8 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((3, 9), 8, "mve", 3 * 16),
         ((3, 9), 4, "mve", 2 * 16),  # an odd row takes a byte for a column
         ((128, 32), 4, "mve", 2048),
+        ((5, 9), 8, "simd", 8 * 16 + 3 * 8),  # to 8 rows and 16 columns; multipliers and biases of 3 rows
+        ((16, 8), 4, "simd", 64),
         ((128, 32), 4, "dsp", 2048),
         ((9, 9), 8, "thumb1", 8 * 12 + 12),
         ((9, 9), 4, "thumb1", 4 * 12 + 4 + 8 + 4),  # a word of 0 behind each block

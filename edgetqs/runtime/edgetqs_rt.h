@@ -3,10 +3,12 @@
  *
  * edgetqs_rt.c     matrix rows, conversion from and to floats, the closed loop
  * edgetqs_cells.c  functions by table, cells
+ * edgetqs_gates.c  functions without a table
  * edgetqs_dsp.c    matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
  * edgetqs_thumb2.c matrix rows for Cortex-M3
  * edgetqs_thumb1.c matrix rows for Cortex-M0, with cells of their own
  * edgetqs_mve.c    matrix rows for cores with Helium (Cortex-M55 ...), with cells of their own
+ * edgetqs_simd.c   matrix rows for x86-64 and aarch64, with cells of their own
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and
@@ -57,6 +59,8 @@ uint32_t edgetqs_rows8_thumb1(const edgetqs_rows *m, const int16_t *x, int16_t *
 uint32_t edgetqs_rows4_thumb1(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows8_mve(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_mve(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows8_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 /* For rows whose sums do not fit an int32 or that have multipliers and shifts of their own. */
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
