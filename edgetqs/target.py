@@ -18,7 +18,6 @@ from typing import Any, Literal
 from edgetqs.errors import BadInput
 from edgetqs.paths import data_dir
 
-
 #: Cores for which the runtime leaves the cells to the assembly of one layout, by gcc's -mcpu.
 _CELLS_IN_ASSEMBLY = {
     **dict.fromkeys(("cortex-m0", "cortex-m0plus", "cortex-m1"), "thumb1"),
