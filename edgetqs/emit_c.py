@@ -16,7 +16,7 @@ import numpy as np
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import INT16_MAX, SIGMOID_FLAT, table_multiplier
 from edgetqs.integer import HARD_SLOPES, ChannelCode, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
-from edgetqs.layout import is_wide, padded, stored
+from edgetqs.layout import layout_name, padded, stored
 from edgetqs.paths import data_dir
 
 #: EDGETQS_RT_VERSION of runtime/edgetqs_rt.h.
@@ -140,7 +140,7 @@ class _Rows:
 
     def _group(self, name: str, matrix: Matrix, start: int, stop: int, width: int) -> tuple[str, str]:
         """Add one run of rows: (name of the group, function that computes it)."""
-        layout = "wide" if is_wide(matrix, self.kernels) else self.kernels
+        layout = layout_name(matrix, self.kernels)
         scales, biased = matrix.scales[start:stop], bool(matrix.bias[start:stop].any())
         words = stored(matrix, start, stop, width, self.kernels)
         about = (

@@ -19,7 +19,8 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 ``mve``       blocks of eight rows, what is left over in one more block; biases first;
               see runtime/edgetqs_mve.c.
 ``simd``      blocks of eight rows, the last one filled up with rows of zeros; columns
-              padded to 8; see runtime/edgetqs_simd.c.
+              padded to 8; see runtime/edgetqs_simd.c. Matrices smaller than such a block
+              are portable.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -64,6 +65,7 @@ class Layout:
     biases_first: bool = False
     rest: int | None = 1
     cells: str = "edgetqs_cells.c"  # of runtime/
+    least: int = 0  # matrices with both fewer rows a gate and fewer columns stay portable
 
 
 def padded(count: int, multiple: int = PAD) -> int:
@@ -83,9 +85,21 @@ def is_wide(matrix: Matrix, kernels: str = "portable") -> bool:
     return not (factor_fits and small)
 
 
+def layout_name(matrix: Matrix, kernels: str) -> str:
+    """The layout that the matrix is stored in on a target with ``kernels``."""
+    if is_wide(matrix, kernels):
+        return "wide"
+    return _name(matrix.gate_rows, matrix.columns, kernels)
+
+
+def _name(rows: int, columns: int, kernels: str) -> str:
+    return "portable" if max(rows, columns) < layout_of(kernels).least else kernels
+
+
 def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> np.ndarray:
     """Rows ``start`` to ``stop`` of one width as little-endian uint32 words."""
-    layout = _WIDE if is_wide(matrix, kernels) else layout_of(kernels)
+    name = layout_name(matrix, kernels)
+    layout = _WIDE if name == "wide" else layout_of(name)
     weights, bias = matrix.weights[start:stop], matrix.bias[start:stop]
     multiplier, shift = (values[start:stop].astype(np.int64) for values in (matrix.multiplier, matrix.shift))
     data = b""
@@ -108,6 +122,7 @@ def blocks(rows: int, layout: Layout) -> list[tuple[int, int]]:
 
 def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
     """Bytes of the weights of these rows as stored, padding included."""
+    kernels = _name(rows, columns, kernels)
     layout = layout_of(kernels)
     return sum(_block_bytes(high - low, columns, width, kernels) for low, high in blocks(rows, layout))
 
@@ -270,6 +285,7 @@ LAYOUTS = {
         lambda multiplier, shift: _filled(_factors(multiplier, shift)),
         rest=None,
         cells="edgetqs_simd_cells.c",
+        least=8,
     ),
 }
 _WIDE = replace(LAYOUTS["portable"], scales=lambda multiplier, shift: multiplier | shift << 16)
