@@ -271,8 +271,8 @@ def _plan(context: _Context, overhead: int, options: Options) -> Plan:
         return planner.plan(context.forecaster, context.scores, room, kernels, points=POINTS)
     except CheckFailed as error:
         smallest = planner.fixed(context.forecaster, context.scores, [4] * len(context.scores.units), kernels)
-        overhead = _measure(context, (4,))  # without the int8 kernels
-        needed = overhead + smallest.weight_bytes
+        needed = _image_bytes(context, smallest)  # without the int8 kernels
+        overhead = needed - smallest.weight_bytes
         if needed <= context.flash_budget:
             return replace(smallest, budget_bytes=context.flash_budget - overhead)
         raise CheckFailed(
