@@ -39,6 +39,7 @@ class Lstm:
     return_sequences: bool = False
     go_backwards: bool = False
     stateful: bool = False
+    cell_clip: float = 0.0  # |c| <= cell_clip after each step, as TFLite's fused LSTM has it; 0 for none
 
     gates: ClassVar[tuple[str, ...]] = ("i", "f", "c", "o")
     tensors: ClassVar[tuple[str, ...]] = ("kernel", "recurrent_kernel")

@@ -201,6 +201,11 @@ def _recurrent(
     bound = max(_bound(weights, bias, scale), _bound(recurrent_weights, recurrent_bias, UNIT_SCALE))
     needed = min(bound, Z_MARGIN * seen.part_peak)
     z_scale = next((s for s in Z_SCALES if needed <= INT16_MAX * s), Z_SCALES[-1])
+    clip = getattr(layer, "cell_clip", 0.0)
+    if clip and seen.cell_peak >= clip:
+        what = f"its cell state reaches the limit of {clip:g} along the model's own rollouts"
+        todo = "the integer cell has no such limit: scale the inputs down, or convert the model without a fused LSTM"
+        raise Unsupported(what, layer.name, todo)
     cell_bits = 11
     while CELL_MARGIN * seen.cell_peak > 2.0 ** (15 - cell_bits) and cell_bits > 3:
         cell_bits -= 1

@@ -108,6 +108,8 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
         gate = FUNCTIONS[layer.recurrent_activation]
         i, f, o = gate(z[..., :units]), gate(z[..., units : 2 * units]), gate(z[..., 3 * units :])
         c = f * state[1] + i * activation(z[..., 2 * units : 3 * units])
+        if layer.cell_clip:
+            c = np.clip(c, -layer.cell_clip, layer.cell_clip)
         h = o * activation(c)
         return h, (h, c)
     if isinstance(layer, Gru):

@@ -60,6 +60,17 @@ class Operator:
     calls: tuple[tuple[int, int], ...]  # (subgraph, operand that is its first input)
     loop: int  # the body of a WHILE, -1 otherwise
     axis: int | None
+    custom: str = ""  # the name of a CUSTOM operator
+    table: Any = field(default=None, repr=False, compare=False)
+
+    def option(self, kind: str, name: str) -> Any:
+        """A field of the operator's options, its default where it has none."""
+        stated = self.table.BuiltinOptionsType()
+        if stated not in (0, getattr(schema.BuiltinOptions, kind)):
+            raise ValueError(f"{self.name} with the options of another operator")
+        if not stated or self.table.BuiltinOptions() is None:
+            return getattr(getattr(schema, f"{kind}T")(), name[0].lower() + name[1:])
+        return getattr(_options(self.table.BuiltinOptions(), getattr(schema, kind)), name)()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +202,8 @@ class Graphs:
         elif name == "BATCH_MATMUL" and table.BuiltinOptions() is not None:
             axis = -2 if _options(table.BuiltinOptions(), schema.BatchMatMulOptions).AdjY() else -1
         inputs, outputs = self.integers(table, "Inputs"), self.integers(table, "Outputs")
-        return Operator(name, inputs, outputs, calls, loop, axis)
+        custom = (code.CustomCode() or b"").decode("utf-8", "replace") if name == "CUSTOM" else ""
+        return Operator(name, inputs, outputs, calls, loop, axis, custom, table)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,0 +1,234 @@
+"""The expressions of a ``.tflite``'s outputs -> layers, from the outputs back to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgetqs.errors import Unsupported
+from edgetqs.model import (
+    Activation,
+    Bidirectional,
+    Dense,
+    Gru,
+    Layer,
+    Lstm,
+    Recurrent,
+    RepeatVector,
+    Reshape,
+    SimpleRnn,
+    frozen,
+)
+from edgetqs.tflite_patterns import Step, alike, arguments, gate, ordered, same, step, terms
+from edgetqs.tflite_symbols import Leaf, Stretch, Vector, as_affine, joined, only
+
+#: Layers of a model.
+MOST_LAYERS = 64
+HINT = (
+    "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Flatten and RepeatVector; "
+    "`edgetqs score` and `edgetqs plan` take any .tflite with --black-box"
+)
+
+
+@dataclass(slots=True)
+class Chain:
+    """Layers in order, what the first one reads at each step, and whether it reads the steps from last to first."""
+
+    layers: list[Layer]
+    inputs: list[Vector]
+    backwards: bool = False
+
+
+@dataclass(slots=True)
+class Reader:
+    """``state_inputs`` collects inputs of the model that are states: (layer index from the end, h, c)."""
+
+    where: str
+    states: list[tuple[Vector, Vector | None, Step]] = field(default_factory=list)
+    depth: int = 0
+
+    def follow(self, values: Sequence[Vector], sequence: bool) -> Chain:
+        """The layers whose outputs are ``values``: one a step of a sequence, or a single one."""
+        if all(_is_input(value) for value in values):
+            return Chain([], list(values), _runs_backwards(values))
+        self.depth += 1
+        if self.depth > MOST_LAYERS:
+            raise Unsupported("has more layers than a forecaster", self.where, HINT)
+        if sequence and len(values) > 1 and all(same(value, values[0]) for value in values[1:]):
+            chain = self.follow(values[:1], False)
+            return Chain([*chain.layers, RepeatVector("repeat_vector", len(values))], chain.inputs, chain.backwards)
+        for attempt in (self._recurrent, self._bidirectional, self._dense, self._activation):
+            chain = attempt(values, sequence)
+            if chain is not None:
+                return chain
+        raise Unsupported(self._story(values), self.where, HINT)
+
+    def _story(self, values: Sequence[Vector]) -> str:
+        part = values[-1][0]
+        keys = [part] if isinstance(part, Stretch) else ordered(set(terms(part)))
+        kinds = ", ".join(sorted({key.leaf.kind for key in keys})) or "constants"
+        return f"holds no layer that is known behind {len(values)} step(s) of what is made of: {kinds}"
+
+    # --- recurrent layers ---------------------------------------------------------------
+
+    def _steps(self, last: Vector) -> list[Step]:
+        """The steps that lead to the state ``last``, in order; none where it is no state."""
+        for found in step(last):
+            if found.before is None and found.kind == "SimpleRNN":
+                continue  # a Dense layer
+            steps = [found]
+            while steps is not None and _goes_on(steps[-1]):
+                earlier = [one for one in step(steps[-1].before or ()) if steps[0].follows(one)]
+                if not earlier or len(steps) > 1 << 14:
+                    steps = []
+                    break
+                steps.append(earlier[0])
+            if steps:
+                return steps[::-1]
+        return []
+
+    def _recurrent(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        steps, flipped = self._steps(values[-1]), False
+        if sequence and len(values) > 1 and len(steps) != len(values):
+            steps, flipped = self._steps(values[0]), True
+        if not steps or (sequence and len(steps) != len(values)):
+            return None
+        if sequence:
+            states = [*(one.before for one in steps[1:]), values[0] if flipped else values[-1]]
+            wanted = values[::-1] if flipped else values
+            if not all(state is not None and same(state, value) for state, value in zip(states, wanted, strict=True)):
+                return None
+        layer = self._layer(steps, sequence)
+        start = only(steps[0].before) if steps[0].before else None
+        if start is not None and start.leaf.kind == "input":
+            self.states.append((steps[0].before or (), steps[0].cell_before, steps[0]))
+        chain = self.follow([joined([one.x]) for one in steps], True)
+        layer = replace(layer, go_backwards=chain.backwards)
+        return Chain([*chain.layers, layer], chain.inputs, flipped)
+
+    def _layer(self, steps: list[Step], sequence: bool) -> Recurrent:
+        last = steps[-1]
+        if last.recurrent_kernel is None:
+            todo = "a window of one step needs none; convert a longer window, or give edgetqs the Keras model"
+            raise Unsupported("holds no recurrent weights", self.where, todo)
+        kernel, recurrent, bias = (frozen(v) for v in (last.kernel, last.recurrent_kernel, last.bias))
+        common = {"return_sequences": sequence, "activation": last.activation}
+        if last.kind == "LSTM":
+            return Lstm("lstm", kernel, recurrent, bias, recurrent_activation=last.gate_function,
+                        cell_clip=last.clip, **common)  # type: ignore[arg-type]  # fmt: skip
+        if last.kind == "GRU":
+            after = last.recurrent_bias
+            extra = frozen(np.zeros_like(bias) if after is None else after)
+            return Gru("gru", kernel, recurrent, bias, extra, after is not None,
+                       recurrent_activation=last.gate_function, **common)  # type: ignore[arg-type]  # fmt: skip
+        return SimpleRnn("simple_rnn", kernel, recurrent, bias, **common)  # type: ignore[arg-type]
+
+    def _bidirectional(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        """Two layers end to end, over the same steps from both sides."""
+        if any(len(value) != 2 for value in values):
+            return None
+        ahead, back = ([(value[side],) for value in values] for side in (0, 1))
+        forward = self._steps(ahead[-1])
+        backward = self._steps(back[0]) if sequence else self._steps(back[-1])
+        if not forward or len(forward) != len(backward):
+            return None
+        for steps, outputs in ((forward, ahead), (backward, back[::-1])) if sequence else ():
+            states = [*(one.before for one in steps[1:]), outputs[-1]]
+            if len(states) != len(outputs) or not all(
+                state is not None and same(state, value) for state, value in zip(states, outputs, strict=True)
+            ):
+                return None
+        read = [joined([one.x]) for one in forward]
+        if not all(same(a, joined([b.x])) for a, b in zip(read, backward[::-1], strict=True)):
+            return None
+        chain = self.follow(read, True)
+        if chain.backwards:
+            raise Unsupported("puts the backward layer first", self.where, "train with Bidirectional(...)")
+        inner = [self._layer(steps, sequence) for steps in (forward, backward)]
+        layer = Bidirectional("bidirectional", inner[0], replace(inner[1], go_backwards=True))
+        return Chain([*chain.layers, layer], chain.inputs)
+
+    # --- dense layers ---------------------------------------------------------------------
+
+    def _dense(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        found = [_activated(value) for value in values]
+        if any(one is None for one in found):
+            return None
+        functions, affines = zip(*(one for one in found if one is not None), strict=True)
+        parts = [terms(affine) for affine in affines]
+        keys = [ordered(set(part)) for part in parts]
+        if len(set(functions)) != 1 or not all(keys) or any(key.leaf.kind == "zero" for row in keys for key in row):
+            return None
+        kernels = [np.concatenate([part[key] for key in row], axis=1) for part, row in zip(parts, keys, strict=True)]
+        if not all(alike(kernels[0], one) for one in kernels[1:]):
+            return None
+        if not all(alike(affines[0].bias, one.bias) for one in affines[1:]):
+            return None
+        layer = Dense("dense", frozen(kernels[0][None]), frozen(affines[0].bias[None]), functions[0])
+        inputs: list[Vector] = [joined([tuple(row)]) for row in keys]
+        if len(keys[0]) == 1 or sequence or _is_input(inputs[0]):
+            chain = self.follow(inputs, sequence)
+            return Chain([*chain.layers, layer], chain.inputs, chain.backwards)
+        chain = self._bidirectional(inputs, False)  # type: ignore[assignment]
+        if chain is not None:
+            return Chain([*chain.layers, layer], chain.inputs, chain.backwards)
+        if len({key.size for key in keys[0]}) != 1:
+            return None
+        chain = self.follow([(key,) for key in keys[0]], True)  # every step of a sequence: Flatten
+        if chain.backwards:
+            return None
+        shape = Reshape("flatten", (kernels[0].shape[1],))
+        return Chain([*chain.layers, shape, layer], chain.inputs)
+
+    def _activation(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        stretches = [only(value) for value in values]
+        if any(one is None or one.leaf.kind not in ("tanh", "relu", "sigmoid") for one in stretches):
+            return None
+        known = [one for one in stretches if one is not None]
+        if len({one.leaf.kind for one in known}) != 1:
+            return None
+        chain = self.follow([arguments(one)[0] for one in known], sequence)
+        return Chain([*chain.layers, Activation("activation", known[0].leaf.kind)], chain.inputs, chain.backwards)
+
+
+def _goes_on(one: Step) -> bool:
+    before = only(one.before) if one.before else None
+    return before is not None and before.leaf.kind not in ("zero", "input")
+
+
+def _is_input(vector: Vector) -> bool:
+    return bool(vector) and all(isinstance(p, Stretch) and p.leaf.kind in ("input", "scaled") for p in vector)
+
+
+def source(leaf: Leaf) -> Leaf:
+    """The input itself below its normalisation."""
+    below = only(leaf.args[0]) if leaf.kind == "scaled" else None
+    return leaf if below is None else below.leaf
+
+
+def _place(vector: Vector) -> tuple[int, int]:
+    part = vector[0]
+    assert isinstance(part, Stretch)
+    return (source(part.leaf).data[1], part.start)
+
+
+def _runs_backwards(values: Sequence[Vector]) -> bool:
+    places = [_place(value) for value in values]
+    return len(places) > 1 and places[0] > places[-1]
+
+
+def _activated(value: Vector):  # type: ignore[no-untyped-def]
+    """(function, what it is applied to) of a Dense layer's output."""
+    clipped = gate(value)
+    if clipped is not None:
+        return clipped
+    stretch = only(value)
+    if stretch is not None:
+        if stretch.leaf.kind not in ("tanh", "relu"):
+            return None
+        inner = arguments(stretch)[0]
+        return (stretch.leaf.kind, as_affine(inner)) if only(inner) is None else None
+    affine = as_affine(value)
+    return "linear", affine
