@@ -125,7 +125,7 @@ class _Found:
     # --- a window -------------------------------------------------------------------
 
     def _window(self, k: int) -> Forecaster:
-        reader = Reader(self.where)
+        reader = self._reader()
         values, outputs = self._scaled_back(self.outputs[k])
         chain = reader.follow(values, self.sequences[k])
         if reader.states:
@@ -137,14 +137,14 @@ class _Found:
         feeds = self._feeds(chain, x)
         leaves = self.trace.symbols.evaluate(feeds, 3)
         wanted = np.stack([value_of(vector, leaves, 3) for vector in self.outputs[k]], axis=1)
-        self._check(run_window(made, x), wanted if self.sequences[k] else wanted[:, 0])
+        self._check(run_window(made, x), wanted if self.sequences[k] else wanted[:, 0], reader.spread)
         return made
 
     def _feeds(self, chain: Chain, x: Floats) -> dict[tuple[int, int], Floats]:
         """Values of all inputs of the graph: windows where the layers read them, zeros elsewhere."""
         leaves = [leaf for leaf in self.trace.symbols.leaves if leaf.kind == "input"]
         feeds = {leaf.data: np.zeros((len(x), leaf.size)) for leaf in leaves}
-        for t, vector in enumerate(chain.inputs[::-1] if chain.backwards else chain.inputs):
+        for t, vector in enumerate(chain.inputs):
             column = 0
             for part in vector:
                 assert isinstance(part, Stretch)
@@ -172,7 +172,7 @@ class _Found:
 
     def _one_step(self, k: int) -> Forecaster:
         """States as inputs and outputs: output k is the forecast, all others are states."""
-        reader = Reader(self.where)
+        reader = self._reader()
         if any(len(vectors) != 1 for vectors in self.outputs):
             raise Unsupported("has several outputs over a window", self.where, "export the forecast alone")
         chain = reader.follow(self.outputs[k], False)
@@ -200,7 +200,7 @@ class _Found:
         stack = stack_of(made)
         y, after = run_step(stack, tuple(state), x)
         leaves = self.trace.symbols.evaluate(feeds, 3)
-        self._check(y, value_of(self.outputs[k][0], leaves, 3))
+        self._check(y, value_of(self.outputs[k][0], leaves, 3), reader.spread)
         states = [value for own in after for value in own]
         for other, vectors in enumerate(self.outputs):
             given = value_of(vectors[0], leaves, 3)
@@ -212,8 +212,14 @@ class _Found:
 
     # --- both ---------------------------------------------------------------------------
 
-    def _check(self, found: Floats, wanted: Floats) -> None:
-        limit = AGREEMENT * max(1.0, float(np.abs(wanted).max()))
+    def _reader(self) -> Reader:
+        """Quantizers round the bias of each step for itself, and as coarse as an activation where it stands alone."""
+        graph = self.trace.graphs.subgraph(0)
+        steps = [float(t.scale[0]) for t in graph.tensors if t.kind in ("int8", "uint8") and len(t.scale) == 1]
+        return Reader(self.where, 1e-6 + max(steps, default=0.0))
+
+    def _check(self, found: Floats, wanted: Floats, spread: float) -> None:
+        limit = (AGREEMENT + 10 * spread) * max(1.0, float(np.abs(wanted).max()))
         if found.shape != wanted.shape or not np.abs(found - wanted).max() <= limit:
             what = "does not compute what its layers would: its weights differ between steps, or a part was not seen"
             raise Unsupported(what, self.where, BLACK_BOX)
@@ -222,8 +228,8 @@ class _Found:
         layers = _named(chain.layers)
         if not any(isinstance(layer, (*RECURRENT, Bidirectional)) for layer in layers):
             raise Unsupported("the model has no recurrent layer", self.where)
-        steps = chain.inputs[::-1] if chain.backwards else chain.inputs
-        if chain.backwards and not isinstance(layers[0], RECURRENT):
+        steps = chain.inputs
+        if chain.backwards:
             raise Unsupported("reads its window from the end", self.where, "export it with the window in order")
         self._check_steps(steps)
         channels = self._channels(steps)

@@ -43,16 +43,20 @@ class Chain:
 
 @dataclass(slots=True)
 class Reader:
-    """``state_inputs`` collects inputs of the model that are states: (layer index from the end, h, c)."""
+    """``states`` collects inputs of the model that are states (h, c, step), from the last layer to the first;
+    ``slack`` is what biases may differ by between steps, ``spread`` what they do."""
 
     where: str
+    slack: float = 1e-6
+    spread: float = 0.0
     states: list[tuple[Vector, Vector | None, Step]] = field(default_factory=list)
     depth: int = 0
 
     def follow(self, values: Sequence[Vector], sequence: bool) -> Chain:
         """The layers whose outputs are ``values``: one a step of a sequence, or a single one."""
         if all(_is_input(value) for value in values):
-            return Chain([], list(values), _runs_backwards(values))
+            backwards = _runs_backwards(values)
+            return Chain([], list(values[::-1] if backwards else values), backwards)
         self.depth += 1
         if self.depth > MOST_LAYERS:
             raise Unsupported("has more layers than a forecaster", self.where, HINT)
@@ -75,17 +79,21 @@ class Reader:
 
     def _steps(self, last: Vector) -> list[Step]:
         """The steps that lead to the state ``last``, in order; none where it is no state."""
-        for found in step(last):
+        for found in step(last, self.slack):
             if found.before is None and found.kind == "SimpleRNN":
                 continue  # a Dense layer
             steps = [found]
             while steps is not None and _goes_on(steps[-1]):
-                earlier = [one for one in step(steps[-1].before or ()) if steps[0].follows(one)]
+                candidates = step(steps[-1].before or (), self.slack)
+                earlier = [one for one in candidates if steps[0].follows(one, self.slack)]
                 if not earlier or len(steps) > 1 << 14:
                     steps = []
                     break
                 steps.append(earlier[0])
             if steps:
+                for one in steps:
+                    gates = list(one.present)
+                    self.spread = max(self.spread, float(np.abs(one.bias[gates] - steps[0].bias[gates]).max()))
                 return steps[::-1]
         return []
 
@@ -145,7 +153,7 @@ class Reader:
             return None
         chain = self.follow(read, True)
         if chain.backwards:
-            raise Unsupported("puts the backward layer first", self.where, "train with Bidirectional(...)")
+            return None
         inner = [self._layer(steps, sequence) for steps in (forward, backward)]
         layer = Bidirectional("bidirectional", inner[0], replace(inner[1], go_backwards=True))
         return Chain([*chain.layers, layer], chain.inputs)
@@ -171,9 +179,11 @@ class Reader:
         if len(keys[0]) == 1 or sequence or _is_input(inputs[0]):
             chain = self.follow(inputs, sequence)
             return Chain([*chain.layers, layer], chain.inputs, chain.backwards)
-        chain = self._bidirectional(inputs, False)  # type: ignore[assignment]
-        if chain is not None:
-            return Chain([*chain.layers, layer], chain.inputs, chain.backwards)
+        for side in (1, -1) if len(keys[0]) == 2 else ():
+            pair = self._bidirectional([tuple(keys[0][::side])], False)
+            if pair is not None:
+                columns = np.concatenate([parts[0][key] for key in keys[0][::side]], axis=1)
+                return Chain([*pair.layers, replace(layer, kernel=frozen(columns[None]))], pair.inputs, pair.backwards)
         if len({key.size for key in keys[0]}) != 1:
             return None
         chain = self.follow([(key,) for key in keys[0]], True)  # every step of a sequence: Flatten
@@ -230,5 +240,6 @@ def _activated(value: Vector):  # type: ignore[no-untyped-def]
             return None
         inner = arguments(stretch)[0]
         return (stretch.leaf.kind, as_affine(inner)) if only(inner) is None else None
-    affine = as_affine(value)
-    return "linear", affine
+    if all(isinstance(part, Stretch) for part in value):
+        return None
+    return "linear", as_affine(value)

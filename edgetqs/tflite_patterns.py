@@ -164,7 +164,7 @@ def same(one: Any, other: Any) -> bool:
 def _one_minus(vector: Vector) -> Vector | None:
     """The v of 1 - v, if that is what the vector is."""
     affine = as_affine(vector)
-    if affine.matrices or len(affine.factors) != 1 or not (affine.bias == 1).all():
+    if affine.matrices or len(affine.factors) != 1 or not np.allclose(affine.bias, 1, atol=1e-5):
         return None
     ((key, factor),) = affine.factors.items()
     if (factor == -1).all():
@@ -203,14 +203,21 @@ class Step:
     before: Vector | None
     cell_before: Vector | None = None
 
-    def follows(self, other: Step) -> bool:
-        """Whether ``other`` is a step of the same layer: the same weights, as far as both have them."""
+    def follows(self, other: Step, slack: float) -> bool:
+        """Whether ``other`` is a step of the same layer: the same weights, as far as both have them.
+
+        Biases may differ by ``slack``: quantizers round those of each step for themselves.
+        """
         gates = [k for k in self.present if k in other.present]
-        pairs = [(self.kernel[gates], other.kernel[gates]), (self.bias[gates], other.bias[gates])]
+        pairs = [(self.kernel[gates], other.kernel[gates])]
         if self.recurrent_kernel is not None and other.recurrent_kernel is not None:
             pairs.append((self.recurrent_kernel, other.recurrent_kernel))
         kinds = ("kind", "activation", "gate_function", "clip")
-        return all(getattr(self, name) == getattr(other, name) for name in kinds) and all(alike(*p) for p in pairs)
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in kinds)
+            and all(alike(*pair) for pair in pairs)
+            and alike(self.bias[gates], other.bias[gates], slack)
+        )
 
 
 def terms(affine: Affine) -> dict[Stretch, np.ndarray]:
@@ -222,16 +229,17 @@ def terms(affine: Affine) -> dict[Stretch, np.ndarray]:
 
 
 def ordered(keys: Iterator[Stretch] | set[Stretch]) -> list[Stretch]:
-    return sorted(keys, key=lambda key: (key.leaf.index, key.start, key.size))
+    """In the order of the window; of two that run through it from both sides, the forward one first."""
+    return sorted(keys, key=lambda key: (sum(key.leaf.steps), key.leaf.index, key.start, key.size))
 
 
-def step(vector: Vector) -> Iterator[Step]:
+def step(vector: Vector, slack: float = 1e-6) -> Iterator[Step]:
     """Every cell of the table that the vector may be the output of, then a SimpleRNN."""
     for cell in CELLS:
         for pattern in (cell.step, cell.first):
             for found in matches(pattern, vector, {}) if pattern is not None else ():
                 yield from _steps(cell, found, pattern is cell.first, vector)
-    yield from _simple(vector)
+    yield from _simple(vector, slack)
 
 
 def _steps(cell: Cell, found: Found, first: bool, vector: Vector) -> Iterator[Step]:
@@ -343,7 +351,7 @@ def _is_gate(leaf: Leaf) -> bool:
     return leaf.kind in ("sigmoid", "unit", "relu6")
 
 
-def _simple(vector: Vector) -> Iterator[Step]:
+def _simple(vector: Vector, slack: float) -> Iterator[Step]:
     """A SimpleRNN's step: an activation whose argument holds one of the same kind, of the step before."""
     stretch = only(vector)
     if stretch is None or stretch.leaf.kind not in ("tanh", "relu", "sigmoid"):
@@ -358,7 +366,7 @@ def _simple(vector: Vector) -> Iterator[Step]:
             earlier = as_affine(arguments(key)[0])
             kernels = [matrix for other, matrix in found.items() if other != key]
             same_kernel = [any(alike(a, b) for b in kernels) for a in terms(earlier).values()]
-            if not (alike(earlier.bias, affine.bias) and any(same_kernel)):
+            if not (alike(earlier.bias, affine.bias, slack) and any(same_kernel)):
                 continue
         elif key.leaf.kind not in ("zero", "input") or not key.whole:
             continue
@@ -377,6 +385,6 @@ def _simple(vector: Vector) -> Iterator[Step]:
         )  # fmt: skip
 
 
-def alike(one: np.ndarray, other: np.ndarray) -> bool:
+def alike(one: np.ndarray, other: np.ndarray, slack: float = 1e-6) -> bool:
     """Equal, but for what a converter that computes ahead rounds."""
-    return one.shape == other.shape and np.allclose(one, other, rtol=1e-5, atol=1e-6)
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-5, atol=slack)

@@ -36,6 +36,7 @@ class Leaf:
     size: int
     args: tuple[Vector, ...] = ()
     data: Any = None
+    steps: tuple[int, int] = (0, 0)  # the first and the last step of the window that it depends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,11 @@ class Symbols:
     def leaf(self, kind: str, length: int, args: Sequence[Vector] = (), data: Any = None) -> Vector:
         if len(self.leaves) >= MOST_LEAVES:
             raise BadInput("takes more steps to follow than a forecaster has", self.where, "check the file")
-        self.leaves.append(Leaf(len(self.leaves), kind, length, tuple(args), data))
+        steps = [leaf.steps for arg in args for leaf in _leaves(arg) if leaf.kind != "zero"]
+        reach = (data[1],) * 2 if kind == "input" else (0, 0)
+        if steps:
+            reach = (min(low for low, _ in steps), max(high for _, high in steps))
+        self.leaves.append(Leaf(len(self.leaves), kind, length, tuple(args), data, reach))
         return (Stretch(self.leaves[-1], 0, length),)
 
     def zero(self, length: int) -> Vector:
@@ -287,6 +292,12 @@ _COMPUTED: dict[str, Callable[..., Floats]] = {
     "softmax": lambda leaf, a: softmax(a),
     **{name: (lambda leaf, a, f=function: f(a)) for name, function in FUNCTIONS.items()},
 }
+
+
+def _leaves(vector: Vector) -> Iterator[Leaf]:
+    for part in vector:
+        for key in (part,) if isinstance(part, Stretch) else (*part.matrices, *part.factors):
+            yield key.leaf
 
 
 def _edges(vector: Vector) -> Iterator[int]:

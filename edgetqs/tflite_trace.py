@@ -194,7 +194,7 @@ class Trace:
             return stored.astype(np.float64)
         if stored.dtype.kind == "b" or not len(tensor.scale):
             return stored if stored.dtype.kind == "b" else stored.astype(np.int64)
-        return scaled_by(stored.astype(np.float64), tensor, where)
+        return np.asarray(scaled_by(stored.astype(np.float64), tensor, where))
 
     # --- values -------------------------------------------------------------------
 
