@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import edgetqs
-from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError
+from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError, Unsupported
 from edgetqs.output import Output, global_flags, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
@@ -77,12 +77,15 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
     out = out or model.parent / CONFIG_NAME
     if out.exists() and not force:
         raise BadInput("the file exists", str(out), "replace it with --force, or choose another with --out")
-    if model.suffix.lower() == ".tflite":
+    try:
+        forecaster = read_model(model)
+    except Unsupported:
+        if model.suffix.lower() != ".tflite":
+            raise
         from edgetqs.tflite_forecaster import read_black_box
 
-        text = suggest(read_black_box(model).forecaster, model)
-    else:
-        text = suggest(read_model(model), model)
+        forecaster = read_black_box(model).forecaster
+    text = suggest(forecaster, model)
     write_file(out, text.encode())
     if output.as_json:
         output.json({"written": str(out)})

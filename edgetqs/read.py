@@ -11,7 +11,7 @@ KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
 def read_model(path: str | Path) -> Forecaster:
-    """The forecaster in a ``.keras`` or ``.h5`` file. Raises ``BadInput`` for anything else."""
+    """The forecaster in a ``.keras``, ``.h5`` or ``.tflite`` file. Raises ``BadInput`` for anything else."""
     path = Path(path)
     if not path.exists():
         raise BadInput("no such file", str(path), "give the path of a trained model")
@@ -19,7 +19,9 @@ def read_model(path: str | Path) -> Forecaster:
         from edgetqs.read_keras import read_keras
 
         return read_keras(path)
-    todo = f"save the model as {' or '.join(KERAS_SUFFIXES)}"
     if path.suffix.lower() == ".tflite":
-        todo += "; `edgetqs score` and `edgetqs plan` take a .tflite with --black-box"
+        from edgetqs.read_tflite import read_tflite
+
+        return read_tflite(path)
+    todo = f"save the model as {' or '.join((*KERAS_SUFFIXES, '.tflite'))}"
     raise BadInput(f"cannot read a {path.suffix or 'nameless'} file", str(path), todo)

@@ -21,6 +21,7 @@ import numpy as np
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer
 from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
+from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
 from edgetqs.rollout import step as run_step
 from edgetqs.rollout import window as run_window
@@ -189,7 +190,9 @@ class _Found:
             if not isinstance(layer, RECURRENT):
                 state.append(())
                 continue
-            h, c, _ = next(known)
+            h, c, _ = next(known, (None, None, None))
+            if h is None:
+                raise Unsupported("has states that are not all inputs", self.where, "export every state")
             own = []
             for vector in (h,) if c is None or not hasattr(layer, "cell_clip") else (h, c):
                 stretch = only(vector)
@@ -218,7 +221,7 @@ class _Found:
         steps = [float(t.scale[0]) for t in graph.tensors if t.kind in ("int8", "uint8") and len(t.scale) == 1]
         return Reader(self.where, 1e-6 + max(steps, default=0.0))
 
-    def _check(self, found: Floats, wanted: Floats, spread: float) -> None:
+    def _check(self, found: Values, wanted: Floats, spread: float) -> None:
         limit = (AGREEMENT + 10 * spread) * max(1.0, float(np.abs(wanted).max()))
         if found.shape != wanted.shape or not np.abs(found - wanted).max() <= limit:
             what = "does not compute what its layers would: its weights differ between steps, or a part was not seen"
@@ -257,8 +260,14 @@ class _Found:
             places.append(row)
         ports = {port for row in places for (port, _), _ in row}
         read = sum(size(vector) for vector in steps)
-        declared = sum(leaf.size for leaf in self.trace.symbols.leaves if leaf.kind == "input" and leaf.data[0] in ports)
-        if places != sorted(places) or read != declared or len({p for row in places for p in row}) != sum(map(len, places)):
+        declared = sum(
+            leaf.size for leaf in self.trace.symbols.leaves if leaf.kind == "input" and leaf.data[0] in ports
+        )
+        if (
+            places != sorted(places)
+            or read != declared
+            or len({p for row in places for p in row}) != sum(map(len, places))
+        ):
             raise Unsupported("does not read all of its window in order", self.where, BLACK_BOX)
 
     def _channels(self, steps: Sequence[Vector]) -> tuple[Channel, ...]:

@@ -22,7 +22,7 @@ from edgetqs.model import (
     frozen,
 )
 from edgetqs.tflite_patterns import Step, alike, arguments, gate, ordered, same, step, terms
-from edgetqs.tflite_symbols import Leaf, Stretch, Vector, as_affine, joined, only
+from edgetqs.tflite_symbols import Affine, Leaf, Stretch, Vector, as_affine, joined, only
 
 #: Layers of a model.
 MOST_LAYERS = 64
@@ -64,9 +64,9 @@ class Reader:
             chain = self.follow(values[:1], False)
             return Chain([*chain.layers, RepeatVector("repeat_vector", len(values))], chain.inputs, chain.backwards)
         for attempt in (self._recurrent, self._bidirectional, self._dense, self._activation):
-            chain = attempt(values, sequence)
-            if chain is not None:
-                return chain
+            found = attempt(values, sequence)
+            if found is not None:
+                return found
         raise Unsupported(self._story(values), self.where, HINT)
 
     def _story(self, values: Sequence[Vector]) -> str:
@@ -89,11 +89,10 @@ class Reader:
                 if not earlier or len(steps) > 1 << 14:
                     steps = []
                     break
-                steps.append(earlier[0])
+                one = earlier[0]
+                self.spread = max(self.spread, *(abs(one.bias[k] - found.bias[k]).max() for k in one.present))
+                steps.append(replace(one, kernel=found.kernel, recurrent_kernel=found.recurrent_kernel))
             if steps:
-                for one in steps:
-                    gates = list(one.present)
-                    self.spread = max(self.spread, float(np.abs(one.bias[gates] - steps[0].bias[gates]).max()))
                 return steps[::-1]
         return []
 
@@ -229,7 +228,7 @@ def _runs_backwards(values: Sequence[Vector]) -> bool:
     return len(places) > 1 and places[0] > places[-1]
 
 
-def _activated(value: Vector):  # type: ignore[no-untyped-def]
+def _activated(value: Vector) -> tuple[str, Affine] | None:
     """(function, what it is applied to) of a Dense layer's output."""
     clipped = gate(value)
     if clipped is not None:

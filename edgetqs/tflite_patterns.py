@@ -69,6 +69,8 @@ CELLS = (
 )  # fmt: skip
 #: The two ways of writing z and 1 - z in a first step: which of both is seen first does not matter.
 ACTS = ("tanh", "relu")
+#: No layer of a model for a microcontroller is wider.
+MOST_UNITS = 1 << 10
 
 
 def matches(pattern: Pattern, vector: Vector, found: Found) -> Iterator[Found]:
@@ -235,6 +237,8 @@ def ordered(keys: Iterator[Stretch] | set[Stretch]) -> list[Stretch]:
 
 def step(vector: Vector, slack: float = 1e-6) -> Iterator[Step]:
     """Every cell of the table that the vector may be the output of, then a SimpleRNN."""
+    if size(vector) > MOST_UNITS:
+        return
     for cell in CELLS:
         for pattern in (cell.step, cell.first):
             for found in matches(pattern, vector, {}) if pattern is not None else ():

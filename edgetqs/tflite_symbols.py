@@ -21,8 +21,8 @@ from edgetqs.errors import BadInput
 from edgetqs.rollout import FUNCTIONS
 from edgetqs.tflite_graph import Floats
 
-#: Numbers in all matrices that are made on the way.
-MOST_NUMBERS = 1 << 24
+#: Numbers in all matrices that are made on the way, and in those that are read.
+MOST_NUMBERS, MOST_READ = 1 << 24, 1 << 28
 MOST_LEAVES = 1 << 17
 
 
@@ -106,12 +106,16 @@ def joined(vectors: Sequence[Vector]) -> Vector:
     parts: list[Part] = []
     for part in (part for vector in vectors for part in vector):
         last = parts[-1] if parts else None
-        if isinstance(part, Stretch) and isinstance(last, Stretch) and part.leaf is last.leaf:
-            if part.start == last.start + last.size and part.leaf.kind != "zero":
-                parts[-1] = Stretch(last.leaf, last.start, last.size + part.size)
-                continue
-        parts.append(part)
+        if isinstance(part, Stretch) and isinstance(last, Stretch) and _continues(last, part):
+            parts[-1] = Stretch(last.leaf, last.start, last.size + part.size)
+        else:
+            parts.append(part)
     return tuple(parts)
+
+
+def _continues(first: Stretch, second: Stretch) -> bool:
+    follows = first.leaf is second.leaf and second.start == first.start + first.size
+    return follows and first.leaf.kind != "zero"
 
 
 def _diagonal(factor: Floats, part: Stretch) -> Affine:
@@ -134,11 +138,12 @@ class Symbols:
     where: str
     leaves: list[Leaf] = field(default_factory=list)
     numbers: int = 0
+    read: int = 0
     zeros: dict[int, Leaf] = field(default_factory=dict)
 
     def spend(self, count: int) -> None:
         self.numbers += count
-        if self.numbers > MOST_NUMBERS:
+        if self.numbers > MOST_NUMBERS or self.read > MOST_READ:
             raise BadInput("takes more numbers to follow than a forecaster has", self.where, "check the file")
 
     def leaf(self, kind: str, length: int, args: Sequence[Vector] = (), data: Any = None) -> Vector:
@@ -171,6 +176,8 @@ class Symbols:
 
     def matmul(self, vector: Vector, matrix: Floats) -> Vector:
         """matrix (outputs, inputs) @ vector."""
+        self.read += matrix.size
+        self.spend(0)
         bias = np.zeros(len(matrix))
         matrices: dict[Stretch, Floats] = {}
 
@@ -251,7 +258,7 @@ class Symbols:
             elif leaf.kind == "zero":
                 values.append(np.zeros((batch, leaf.size)))
             else:
-                values.append(_COMPUTED[leaf.kind](leaf, *args))
+                values.append(COMPUTED[leaf.kind](leaf, *args))
         return values
 
 
@@ -281,7 +288,7 @@ def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 #: How a leaf's value comes from its arguments'.
-_COMPUTED: dict[str, Callable[..., Floats]] = {
+COMPUTED: dict[str, Callable[..., Floats]] = {
     "product": lambda leaf, a, b: a * b,
     "sum": lambda leaf, a, b: a + b,
     "scaled": lambda leaf, a: a * leaf.data[0] + leaf.data[1],
@@ -315,8 +322,9 @@ def as_affine(vector: Vector) -> Affine:
     """The whole vector as one affine combination; factors of several parts become matrices."""
     if len(vector) == 1:
         return _affine(vector[0])
-    length = size(vector)
-    bias, matrices, row = np.zeros(length), {}, 0
+    length, row = size(vector), 0
+    bias = np.zeros(length)
+    matrices: dict[Stretch, Floats] = {}
     for part in map(_affine, vector):
         rows = slice(row, row + part.size)
         bias[rows] = part.bias

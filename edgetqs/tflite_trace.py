@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class Unknown:
     def shape(self) -> tuple[int, ...]:
         return (*self.cells.shape, self.size)
 
+    def at(self, place: tuple[int, ...]) -> Vector:
+        return cast(Vector, self.cells[place])
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
@@ -67,15 +70,6 @@ def cells(vectors: Sequence[Vector], shape: Sequence[int]) -> Numbers:
     return made.reshape(shape)
 
 
-def each(function: Callable[..., Vector], *arrays: Numbers) -> Numbers:
-    """``function`` of every vector, or of the vectors at the same place."""
-    arrays = tuple(np.broadcast_arrays(*arrays)) if len(arrays) > 1 else arrays
-    made = np.empty(arrays[0].shape, object)
-    for place in np.ndindex(made.shape):
-        made[place] = function(*(array[place] for array in arrays))
-    return made
-
-
 @dataclass(slots=True)
 class Trace:
     """One run. ``operators`` is the table of what is known about operators: name -> function(trace, operator, values)
@@ -90,6 +84,7 @@ class Trace:
     values: int = 0
     depth: int = 0
     here: Subgraph = field(init=False)
+    operator: Operator = field(init=False)
 
     def __post_init__(self) -> None:
         self.symbols = Symbols(self.graphs.where)
@@ -144,7 +139,7 @@ class Trace:
         self.depth += 1
         known: dict[int, Value] = dict(zip(graph.inputs, given, strict=True))
         for operator in graph.operators:
-            self.here = graph
+            self.here, self.operator = graph, operator
             self.graphs.count(1 + len(operator.inputs))
             values = [None if k < 0 else known[k] if k in known else self.constant(index, k) for k in operator.inputs]
             function = self.operators.get(operator.custom.removeprefix("Flex") or operator.name)
@@ -210,6 +205,8 @@ class Trace:
         return Unknown(cells([self.symbols.constant(row) for row in rows], numbers.shape[:-1]), numbers.shape[-1])
 
     def numbers(self, value: Value) -> Numbers:
+        if isinstance(value, Unknown):
+            raise self.refuse(self.operator, "takes values that depend on the inputs where edgetqs knows constants", "")
         if not isinstance(value, np.ndarray):
             raise ValueError("an operand that must be constant is not")
         return value
@@ -221,23 +218,36 @@ class Trace:
         return [int(number) for number in found.ravel()]
 
     def vectors(self, count: int) -> None:
+        """Count the vectors of a tensor that is made."""
         if count > MOST_VECTORS:
             raise BadInput("holds a tensor of more rows than a forecaster has", self.graphs.where, "check the file")
-        self.graphs.count(count)
+        self.spend(count)
+
+    def each(self, function: Callable[..., Vector], *arrays: Numbers) -> Numbers:
+        """``function`` of every vector, or of the vectors at the same place."""
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+        self.vectors(int(np.prod(shape)))
+        self.graphs.count(int(np.prod(shape)))
+        arrays = tuple(np.broadcast_to(array, shape) for array in arrays)
+        made = np.empty(shape, object)
+        for place in np.ndindex(shape):
+            made[place] = function(*(array[place] for array in arrays))
+        return made
 
     def elements(self, value: Unknown) -> Numbers:
         """All single elements, as an array of the tensor's shape."""
         self.vectors(int(np.prod(value.shape)))
+        self.graphs.count(int(np.prod(value.shape)))
         made = np.empty(value.shape, object)
         for place in np.ndindex(value.cells.shape):
             for k in range(value.size):
-                made[(*place, k)] = cut(value.cells[place], k, k + 1)
+                made[(*place, k)] = cut(value.at(place), k, k + 1)
         return made
 
     def gathered(self, elements: Numbers) -> Unknown:
         """The inverse of ``elements``; a single element is a vector of one."""
         if not elements.ndim:
-            return Unknown(cells([elements[()]], ()), 1)
+            return Unknown(elements, 1)
         made = np.empty(elements.shape[:-1], object)
         for place in np.ndindex(made.shape):
             made[place] = joined(list(elements[place]))
@@ -269,6 +279,7 @@ class Trace:
         if wanted[-1] == value.size:
             return Unknown(value.cells.reshape(wanted[:-1]), value.size)
         self.vectors(total // wanted[-1])
+        self.graphs.count(total // wanted[-1])
         stream, rows = list(value.cells.ravel()), []
         for start in range(0, total, wanted[-1]):
             first, last = start // value.size, (start + wanted[-1] - 1) // value.size
@@ -290,5 +301,3 @@ def scaled_by(stored: Numbers, tensor: Tensor, where: str) -> Numbers:
             shape if len(scale) > 1 else [1] * stored.ndim
         )
     return (stored - zero[0]) * scale[0]
-
-
