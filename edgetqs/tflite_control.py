@@ -12,10 +12,16 @@ from edgetqs.tflite_trace import Handle, TensorList, Trace, Value
 
 Values = list[Value]
 
+#: Rounds of all loops together.
+MOST_ROUNDS = 1 << 13
+
 
 def _while(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
     (condition, _), (body, _) = operator.calls
     while True:
+        trace.rounds += 1
+        if trace.rounds > MOST_ROUNDS:
+            raise trace.refuse(operator, "runs longer than a window", "loop over a fixed window")
         (more,) = trace.run(condition, values)
         if not isinstance(more, np.ndarray) or more.size != 1:
             raise trace.refuse(operator, "runs until its values say so", "loop over a fixed window")

@@ -23,7 +23,7 @@ from edgetqs.tflite_graph import Floats
 
 #: Numbers in all matrices that are made on the way, and in those that are read.
 MOST_NUMBERS, MOST_READ = 1 << 24, 1 << 28
-MOST_LEAVES = 1 << 17
+MOST_LEAVES = 1 << 16
 
 
 @dataclass(slots=True, eq=False)

@@ -83,6 +83,7 @@ class Trace:
     constants: dict[tuple[int, int], Numbers] = field(default_factory=dict)
     values: int = 0
     depth: int = 0
+    rounds: int = 0
     here: Subgraph = field(init=False)
     operator: Operator = field(init=False)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgetqs.flatbuffer import AlignedBuffer, pack
-from edgetqs.model import RECURRENT, Forecaster
+from edgetqs.model import RECURRENT, Dense, Forecaster, Gru, Lstm
 from edgetqs.write_tflite import pack_int4
 
 #: How a matrix may be stored; int8 and int4 with one scale a row.
@@ -37,8 +37,11 @@ class Model:
         return len(self.table.buffers) - 1
 
     def code(self, name: str, version: int) -> int:
+        """A builtin operator, or a custom one that is called so."""
         code = schema.OperatorCodeT()
-        code.builtinCode = getattr(schema.BuiltinOperator, name)
+        code.builtinCode = getattr(schema.BuiltinOperator, name, schema.BuiltinOperator.CUSTOM)
+        if code.builtinCode == schema.BuiltinOperator.CUSTOM:
+            code.customCode = name.encode()
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         code.version = version
         self.table.operatorCodes.append(code)
@@ -85,6 +88,15 @@ class Graph:
             self.quantize(stored, scale)
         return self.operator("DEQUANTIZE", [stored], [(f"{name}_float", values.shape)], version=4)[0]
 
+    def weight(self, name: str, values: np.ndarray, kind: str = "float32") -> int:
+        """A weight of an operator with hybrid kernels: int8 with one scale, or float32."""
+        if kind == "float32":
+            return self.constant(name, values)
+        scale = np.abs(values).max(keepdims=True).ravel()[:1] / 127
+        stored = self.constant(name, np.rint(values / scale), np.int8)
+        self.quantize(stored, scale)
+        return stored
+
     def quantize(self, tensor: int, scale: np.ndarray) -> None:
         quantization = schema.QuantizationParametersT()
         quantization.scale = np.asarray(scale, np.float32)
@@ -120,6 +132,12 @@ class Graph:
 
     def add(self, name: str, a: int, b: int) -> int:
         return self.operator("ADD", [a, b], [(name, self.table.tensors[a].shape)], schema.AddOptionsT())[0]
+
+    def multiply(self, a: int, b: int) -> int:
+        return self.operator("MUL", [a, b], [("product", self.table.tensors[a].shape)], schema.MulOptionsT())[0]
+
+    def unary(self, kind: str, x: int) -> int:
+        return self.operator(kind, [x], [(kind.lower(), self.table.tensors[x].shape)])[0]
 
     def tanh(self, name: str, x: int) -> int:
         return self.operator("TANH", [x], [(name, self.table.tensors[x].shape)])[0]
@@ -191,6 +209,97 @@ def looped(weights: np.ndarray, rounds: int = 3, *, inside: bool = False, changi
     results = [main.tensor(f"out/{name}", shape, kind) for name, shape, kind in state]
     main.into("WHILE", given, results, options)
     main.finish([x], [results[1]])
+    return model.bytes()
+
+
+def fused(layers: Sequence[Lstm | Dense], window: int, kind: str = "float32", **options: Any) -> bytes:
+    """Fused LSTM layers and a dense head on the last step, as Keras 2's converter writes them.
+
+    ``options``: time_major, clip, and by operand what a plain LSTM has not.
+    """
+    model = Model()
+    graph = model.graph()
+    features = layers[0].kernel.shape[2]
+    major = options.get("time_major", False)
+    x = graph.tensor("input", (window, 1, features) if major else (1, window, features))
+    value = x
+    if major:  # the interface stays (batch, time, features)
+        x = graph.tensor("input", (1, window, features))
+        order = graph.constant("perm", [1, 0, 2], np.int32)
+        graph.into("TRANSPOSE", [x, order], [value], schema.TransposeOptionsT())
+    for layer in layers:
+        if isinstance(layer, Dense):
+            break
+        units = layer.bias.shape[1]
+        operands = [value, *[-1] * 23]
+        for k in range(4):
+            operands[1 + k] = graph.weight(f"w{k}", layer.kernel[k], kind)
+            operands[5 + k] = graph.weight(f"r{k}", layer.recurrent_kernel[k], kind)
+            operands[12 + k] = graph.constant(f"b{k}", layer.bias[k])
+        for k in (18, 19):
+            operands[k] = graph.tensor(f"state{k}", (1, units))
+            graph.table.tensors[-1].isVariable = True
+        for k, values in options.get("extra", {}).items():
+            operands[k] = graph.constant(f"extra{k}", values)
+        about = schema.UnidirectionalSequenceLSTMOptionsT()
+        about.fusedActivationFunction, about.cellClip, about.timeMajor = 4, options.get("clip", 0.0), major
+        shape = (window, 1, units) if major else (1, window, units)
+        (value,) = graph.operator("UNIDIRECTIONAL_SEQUENCE_LSTM", operands, [("lstm", shape)], about)
+    last = graph.constant("last", window - 1, np.int32)
+    about = schema.GatherOptionsT()
+    about.axis = 0 if major else 1
+    (value,) = graph.operator("GATHER", [value, last], [("last", (1, units))], about)
+    head = layers[-1]
+    assert isinstance(head, Dense)
+    y = graph.dense("out", value, graph.constant("head", head.kernel[0]), graph.constant("head_bias", head.bias[0]))
+    graph.finish([x], [y])
+    return model.bytes()
+
+
+def one_step(layers: Sequence[Lstm | Gru | Dense]) -> bytes:
+    """One step with the states as inputs and outputs: x, h0, c0, h1, ... -> h0, c0, h1, ..., y."""
+    model = Model()
+    graph = model.graph()
+    value = x = graph.tensor("x", (1, layers[0].kernel.shape[2]))
+    given, made = [], []
+    for number, layer in enumerate(layers):
+        name = f"l{number}"
+
+        def product(
+            what: str, source: int, matrix: np.ndarray, bias: np.ndarray | None = None, name: str = name
+        ) -> int:
+            b = -1 if bias is None else graph.constant(f"{name}/{what}_bias", bias)
+            return graph.dense(f"{name}/{what}", source, graph.constant(f"{name}/{what}_weights", matrix), b)
+
+        if isinstance(layer, Dense):
+            value = product("out", value, layer.kernel[0], layer.bias[0])
+            continue
+        units = layer.bias.shape[1]
+        h = graph.tensor(f"{name}/h", (1, units))
+        given.append(h)
+        if isinstance(layer, Lstm):
+            c = graph.tensor(f"{name}/c", (1, units))
+            given.append(c)
+            i, f, g, o = (
+                graph.add("sum", product(f"x{k}", value, layer.kernel[k], layer.bias[k]),
+                          product(f"h{k}", h, layer.recurrent_kernel[k]))
+                for k in range(4)
+            )  # fmt: skip
+            i, f, o = (graph.unary("LOGISTIC", gate) for gate in (i, f, o))
+            c = graph.add("c", graph.multiply(f, c), graph.multiply(i, graph.tanh("g", g)))
+            h = graph.multiply(o, graph.tanh("c", c))
+            made += [h, c]
+        else:
+            xs = [product(f"x{k}", value, layer.kernel[k], layer.bias[k]) for k in range(3)]
+            hs = [product(f"h{k}", h, layer.recurrent_kernel[k], layer.recurrent_bias[k]) for k in range(3)]
+            z, r = (graph.unary("LOGISTIC", graph.add("zr", xs[k], hs[k])) for k in (0, 1))
+            n = graph.tanh("n", graph.add("n", graph.multiply(r, hs[2]), xs[2]))
+            one = graph.constant("one", 1.0)
+            (rest,) = graph.operator("SUB", [one, z], [("rest", (1, units))], schema.SubOptionsT())
+            h = graph.add("h", graph.multiply(rest, n), graph.multiply(h, z))
+            made.append(h)
+        value = h
+    graph.finish([x, *given], [*made, value])
     return model.bytes()
 
 
