@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetqs.errors import BadInput, Unsupported
-from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer
+from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer, Reshape
 from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
 from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
@@ -28,7 +28,7 @@ from edgetqs.rollout import window as run_window
 from edgetqs.tflite_graph import DAMAGED, MOST_BYTES, Floats, Graphs, read_bytes
 from edgetqs.tflite_layers import Chain, Reader, source
 from edgetqs.tflite_operators import OPERATORS
-from edgetqs.tflite_symbols import Affine, Stretch, Vector, only, size, value_of
+from edgetqs.tflite_symbols import Affine, Stretch, Vector, joined, only, size, value_of
 from edgetqs.tflite_trace import Trace, Unknown
 
 #: What a file computes and what was found in it must agree, in float64 with float32 weights.
@@ -127,8 +127,17 @@ class _Found:
 
     def _window(self, k: int) -> Forecaster:
         reader = self._reader()
-        values, outputs = self._scaled_back(self.outputs[k])
-        chain = reader.follow(values, self.sequences[k])
+        try:
+            values, outputs = self._scaled_back(self.outputs[k])
+            chain = reader.follow(values, self.sequences[k])
+        except Unsupported:
+            if not self.sequences[k]:
+                raise
+            # Not an output a step: one output for the whole horizon, put into this shape at the end.
+            reader, outputs = self._reader(), None
+            chain = reader.follow([joined(self.outputs[k])], False)
+            shape = (len(self.outputs[k]), size(self.outputs[k][0]))
+            chain = replace(chain, layers=[*chain.layers, Reshape("reshape", shape)])
         if reader.states:
             raise Unsupported("has a state among its inputs that is no output", self.where, "export both")
         made = self._made(chain, outputs)

@@ -21,7 +21,8 @@ from edgetqs.model import (
     SimpleRnn,
     frozen,
 )
-from edgetqs.tflite_patterns import Step, alike, arguments, gate, ordered, same, step, terms
+from edgetqs.tflite_cells import Step, alike, ordered, step, terms
+from edgetqs.tflite_patterns import arguments, gate, same
 from edgetqs.tflite_symbols import Affine, Leaf, Stretch, Vector, as_affine, joined, only
 
 #: Layers of a model.

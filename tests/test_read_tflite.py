@@ -267,10 +267,11 @@ def test_weights_that_differ_between_steps(tmp_path: Path) -> None:
         read_tflite(save(pack(table), tmp_path / "m.tflite"))
 
 
+@pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("kinds", [("lstm",), ("gru",), ("lstm", "lstm"), ("gru", "lstm"), ("lstm", "gru")])
-def test_one_step(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+def test_one_step(tmp_path: Path, kinds: tuple[str, ...], mixed: bool) -> None:
     layers = stack(*kinds)
-    content = one_step(layers)
+    content = one_step(layers, mixed)
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
     assert [type(layer) for layer in forecaster.layers] == [type(layer) for layer in layers]
     assert len(forecaster.inputs) == FEATURES and len(forecaster.outputs) == 2 and forecaster.window > 1
@@ -645,6 +646,7 @@ def cases(tf: Any) -> dict[str, list[Any]]:
         "relu": [K.LSTM(5, "relu", unroll=True), K.Dense(2)],
         "normalised": [K.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 2.0, 3.0]), K.LSTM(5), K.Dense(2)],
         "no bias": [K.GRU(5, use_bias=False), K.Dense(2, use_bias=False)],
+        "horizon": [K.LSTM(5), K.Dense(8, "tanh"), K.Reshape((4, 2))],
     }  # fmt: skip
 
 
@@ -667,6 +669,7 @@ KINDS = {
     "relu": [Lstm, Dense],
     "normalised": [Lstm, Dense],
     "no bias": [Gru, Dense],
+    "horizon": [Lstm, Dense, Reshape],
 }
 
 
@@ -709,12 +712,20 @@ def test_converted_with_an_open_window(tf: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("name", ["unrolled lstm", "unrolled gru", "unrolled gru before", "unrolled rnn"])
-@pytest.mark.parametrize("how", ["int8", "hybrid", "float16"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("unrolled lstm", "int8"),
+        ("unrolled gru", "int8"),
+        ("unrolled gru before", "int8"),
+        ("unrolled rnn", "int8"),
+        ("unrolled lstm", "hybrid"),
+        ("unrolled lstm", "float16"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs")
 def test_converted_with_fewer_bits(tf: Any, tmp_path: Path, name: str, how: str) -> None:
     """The matrices are the file's, dequantized; what they were rounded from is near."""
-    if how != "int8" and name != "unrolled lstm":
-        pytest.skip("stored like the LSTM")
     layers = cases(tf)[name]
     if name == "unrolled lstm":  # large enough to be quantized, without a BatchNormalization that is folded
         layers = [tf.keras.layers.LSTM(40, unroll=True), tf.keras.layers.Dense(2)]

@@ -256,8 +256,11 @@ def fused(layers: Sequence[Lstm | Dense], window: int, kind: str = "float32", **
     return model.bytes()
 
 
-def one_step(layers: Sequence[Lstm | Gru | Dense]) -> bytes:
-    """One step with the states as inputs and outputs: x, h0, c0, h1, ... -> h0, c0, h1, ..., y."""
+def one_step(layers: Sequence[Lstm | Gru | Dense], mixed: bool = True) -> bytes:
+    """One step with the states as inputs and outputs: x, h0, c0, h1, ... -> h0, c0, h1, ..., y.
+
+    A GRU is (1 - z) * n + z * h, or n + z * (h - n) unless ``mixed``.
+    """
     model = Model()
     graph = model.graph()
     value = x = graph.tensor("x", (1, layers[0].kernel.shape[2]))
@@ -296,7 +299,11 @@ def one_step(layers: Sequence[Lstm | Gru | Dense]) -> bytes:
             n = graph.tanh("n", graph.add("n", graph.multiply(r, hs[2]), xs[2]))
             one = graph.constant("one", 1.0)
             (rest,) = graph.operator("SUB", [one, z], [("rest", (1, units))], schema.SubOptionsT())
-            h = graph.add("h", graph.multiply(rest, n), graph.multiply(h, z))
+            if mixed:
+                h = graph.add("h", graph.multiply(rest, n), graph.multiply(h, z))
+            else:
+                (away,) = graph.operator("SUB", [h, n], [("away", (1, units))], schema.SubOptionsT())
+                h = graph.add("h", n, graph.multiply(z, away))
             made.append(h)
         value = h
     graph.finish([x, *given], [*made, value])
