@@ -156,7 +156,8 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
     if model is None and file is None:
         raise BadInput("names no model", str(config), 'add file = "model.keras" under [model]')
     path = model if model is not None else config.parent / str(file)
-    forecaster = (reader or read_model)(path)
+    logits = about.take("logits", bool, False)
+    forecaster = read_model(path, logits=True) if logits and reader is None else (reader or read_model)(path)
     forecaster = replace(
         forecaster,
         name=about.take("name", str, forecaster.name),

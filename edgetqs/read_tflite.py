@@ -35,7 +35,7 @@ from edgetqs.tflite_trace import Trace, Unknown
 AGREEMENT = 2e-5
 AGAIN = "convert the model again"
 BLACK_BOX = "`edgetqs score` and `edgetqs plan` take any .tflite with --black-box"
-LOGITS = "End the model at its logits: the largest is the same class."
+LOGITS = "logits = true under [model] in edgetqs.toml ends the model ahead of it: the largest is the same class"
 _LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 
 
@@ -138,6 +138,8 @@ class _Found:
             chain = reader.follow([joined(self.outputs[k])], False)
             shape = (len(self.outputs[k]), size(self.outputs[k][0]))
             chain = replace(chain, layers=[*chain.layers, Reshape("reshape", shape)])
+        if reader.states and len(self.ports) == 1:
+            raise Unsupported("its states start from the inputs, not from zero", self.where)
         if reader.states:
             raise Unsupported("has a state among its inputs that is no output", self.where, "export both")
         made = self._made(chain, outputs)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetqs.dynamics import Dynamics, Exponents
-from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster
+from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster, Lstm
 from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
@@ -107,6 +107,8 @@ def describe(layer: Any) -> str:
         gate = getattr(layer, "recurrent_activation", "sigmoid")
         if gate != "sigmoid":
             options.append(gate)
+        if isinstance(layer, Lstm) and layer.cell_clip:
+            options.append(f"cell within {layer.cell_clip:g}")
         if hasattr(layer, "reset_after"):
             options.append("reset_after" if layer.reset_after else "reset before")
         return ", ".join([text, *options])

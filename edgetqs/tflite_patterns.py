@@ -83,7 +83,7 @@ CELLS = (
         ("sum", ("as", "N", ("act", "n")), ("product", _Z, ("minus", "N"))),
     ),
 )  # fmt: skip
-#: The two ways of writing z and 1 - z in a first step: which of both is seen first does not matter.
+#: What a cell may squash with.
 ACTS = ("tanh", "relu")
 
 

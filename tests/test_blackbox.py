@@ -534,6 +534,7 @@ def test_the_configuration_applies(tmp_path):
 @pytest.fixture
 def here(tmp_path) -> Path:
     save(unrolled(rnn()), tmp_path / "m.tflite")
+    save(looped(np.eye(3) / 2), tmp_path / "loop.tflite")
     return tmp_path
 
 
@@ -555,7 +556,7 @@ def test_init_writes_a_configuration_that_the_black_box_reads(here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["score", "m.tflite"], ["cannot read a .tflite file", "--black-box"]),
+        (["score", "loop.tflite"], ["not from zero", "1 WHILE", "--black-box"]),
         (["score", "none.tflite", "--black-box"], ["none.tflite: No such file"]),
         (["score", "m.keras", "--black-box"], ["m.keras: a black box is a .tflite file"]),
         (["score", "m.tflite", "--black-box", "--granularity", "gate"], ["no gates"]),
