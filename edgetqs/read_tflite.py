@@ -73,8 +73,9 @@ def _operators(graphs: Graphs) -> str:
 
 def _read(graphs: Graphs, logits: bool) -> Forecaster:
     graph = graphs.subgraph(0)
-    if any(graph.tensors[k].kind == "int16" for k in graph.inputs):
-        what, todo = "is quantized to int16 already", "give edgetqs the float model that it was made of"
+    names = {graphs.root.SignatureDefs(k).SignatureKey() for k in graphs.count(graphs.root.SignatureDefsLength())}
+    if names & {b"step", b"sequence"} and all(graph.tensors[k].kind == "int16" for k in graph.inputs):
+        what, todo = "is a file that edgetqs wrote", "give it the float model that this one was made of"
         raise Unsupported(what, graphs.where, todo)
     trace = Trace(graphs, OPERATORS, DEFAULT_WINDOW)
     outputs = trace.main()
@@ -142,6 +143,8 @@ class _Found:
             raise Unsupported("its states start from the inputs, not from zero", self.where)
         if reader.states:
             raise Unsupported("has a state among its inputs that is no output", self.where, "export both")
+        if chain.halves != (0, 0):
+            raise Unsupported("puts the backward half of a Bidirectional layer first", self.where, BLACK_BOX)
         made = self._made(chain, outputs)
         width, steps = len(made.inputs), made.window
         mean, std = (np.array([getattr(c, name) for c in made.inputs]) for name in ("mean", "std"))
@@ -229,8 +232,10 @@ class _Found:
     def _reader(self) -> Reader:
         """Quantizers round the bias of each step for itself, and as coarse as an activation where it stands alone."""
         graph = self.trace.graphs.subgraph(0)
-        steps = [float(t.scale[0]) for t in graph.tensors if t.kind in ("int8", "uint8") and len(t.scale) == 1]
-        return Reader(self.where, 1e-6 + max(steps, default=0.0))
+        steps = [float(t.scale[0]) for t in graph.tensors if t.kind in _LIMITS and len(t.scale) == 1]
+        single = Counter(leaf.data[0] for leaf in self.trace.symbols.leaves if leaf.kind == "input")
+        ports = frozenset(port for port, count in single.items() if count == 1) if len(single) > 1 else frozenset()
+        return Reader(self.where, 1e-6 + max(steps, default=0.0), ports)
 
     def _check(self, found: Values, wanted: Floats, spread: float) -> None:
         limit = (AGREEMENT + 10 * spread) * max(1.0, float(np.abs(wanted).max()))

@@ -65,18 +65,21 @@ def ordered(keys: Iterator[Stretch] | set[Stretch]) -> list[Stretch]:
     return sorted(keys, key=lambda key: (sum(key.leaf.steps), key.leaf.index, key.start, key.size))
 
 
-def step(vector: Vector, slack: float = 1e-6) -> Iterator[Step]:
-    """Every cell of the table that the vector may be the output of, then a SimpleRNN."""
+def step(vector: Vector, slack: float = 1e-6, ports: frozenset[int] = frozenset()) -> Iterator[Step]:
+    """Every cell of the table that the vector may be the output of, then a SimpleRNN.
+
+    ``ports`` are the inputs of the model that may be states.
+    """
     if size(vector) > MOST_UNITS:
         return
     for cell in CELLS:
         for pattern in (cell.step, cell.first):
             for found in matches(pattern, vector, {}) if pattern is not None else ():
-                yield from _steps(cell, found, pattern is cell.first, vector)
-    yield from _simple(vector, slack)
+                yield from _steps(cell, found, pattern is cell.first, vector, ports)
+    yield from _simple(vector, slack, ports)
 
 
-def _steps(cell: Cell, found: Found, first: bool, vector: Vector) -> Iterator[Step]:
+def _steps(cell: Cell, found: Found, first: bool, vector: Vector, ports: frozenset[int]) -> Iterator[Step]:
     units = size(vector)
     gates: list[Affine | None] = []
     for name in cell.gates:
@@ -88,14 +91,18 @@ def _steps(cell: Cell, found: Found, first: bool, vector: Vector) -> Iterator[St
     elif "h'" in found:
         before = [found["h'"]]
     else:
-        before = _hidden(gates, found["c'"], units)
+        before = _hidden(gates, found["c'"], units, ports)
     for state in before:
         made = _made(cell, found, gates, state, units)
         if made is not None:
             yield made
 
 
-def _hidden(gates: list[Affine | None], cell_before: Vector, units: int) -> list[Vector | None]:
+def _is_state(key: Stretch, units: int, ports: frozenset[int]) -> bool:
+    return key.leaf.kind == "input" and key.whole and key.size == units and key.leaf.data[0] in ports
+
+
+def _hidden(gates: list[Affine | None], cell_before: Vector, units: int, ports: frozenset[int]) -> list[Vector | None]:
     """What may be h' of an LSTM whose c' is known: o' * act(c'), a zero state, or an input of the model."""
     keys = {key for gate in gates if gate is not None for key in (*gate.matrices, *gate.factors)}
     found: list[Vector | None] = []
@@ -109,8 +116,8 @@ def _hidden(gates: list[Affine | None], cell_before: Vector, units: int) -> list
     if start is not None and start.leaf.kind == "zero":
         zeros = [key for key in keys if key.leaf.kind == "zero" and key.size == units]
         return [(zeros[0],)] if zeros else [None]
-    if start is not None and start.leaf.kind == "input":
-        inputs = [key for key in ordered(keys) if key.leaf.kind == "input" and key.size == units and key.whole]
+    if start is not None and _is_state(start, units, ports):
+        inputs = [key for key in ordered(keys) if _is_state(key, units, ports)]
         found = [(key,) for key in reversed(inputs) if key.leaf is not start.leaf]
     return found
 
@@ -185,7 +192,7 @@ def _is_gate(leaf: Leaf) -> bool:
     return leaf.kind in ("sigmoid", "unit", "relu6")
 
 
-def _simple(vector: Vector, slack: float) -> Iterator[Step]:
+def _simple(vector: Vector, slack: float, ports: frozenset[int]) -> Iterator[Step]:
     """A SimpleRNN's step: an activation whose argument holds one of the same kind, of the step before."""
     stretch = only(vector)
     if stretch is None or stretch.leaf.kind not in ("tanh", "relu", "sigmoid"):
@@ -202,7 +209,7 @@ def _simple(vector: Vector, slack: float) -> Iterator[Step]:
             same_kernel = [any(alike(a, b) for b in kernels) for a in terms(earlier).values()]
             if not (alike(earlier.bias, affine.bias, slack) and any(same_kernel)):
                 continue
-        elif key.leaf.kind not in ("zero", "input") or not key.whole:
+        elif key.leaf.kind != "zero" and not _is_state(key, units, ports):
             continue
         others = ordered({other for other in found if other != key})
         kernel = np.concatenate([found[other] for other in others], axis=1)

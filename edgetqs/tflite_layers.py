@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,6 +34,9 @@ HINT = (
 )
 
 
+_WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent)
+
+
 @dataclass(slots=True)
 class Chain:
     """Layers in order, what the first one reads at each step, and whether it reads the steps from last to first."""
@@ -40,15 +44,26 @@ class Chain:
     layers: list[Layer]
     inputs: list[Vector]
     backwards: bool = False
+    halves: tuple[int, int] = (0, 0)  # where the last layer gives its halves the other way round: their sizes as asked
+
+    def behind(self, layer: _WithKernel) -> Chain:
+        """The chain with one more layer, whose columns follow the halves."""
+        first, second = self.halves
+        if first:
+            columns = np.r_[first : first + second, :first]
+            layer = replace(layer, kernel=frozen(layer.kernel[..., columns]))
+        return Chain([*self.layers, layer], self.inputs, self.backwards)
 
 
 @dataclass(slots=True)
 class Reader:
     """``states`` collects inputs of the model that are states (h, c, step), from the last layer to the first;
-    ``slack`` is what biases may differ by between steps, ``spread`` what they do."""
+    ``slack`` is what biases may differ by between steps, ``spread`` what they do; ``ports`` are the inputs that may be
+    states."""
 
     where: str
     slack: float = 1e-6
+    ports: frozenset[int] = frozenset()
     spread: float = 0.0
     states: list[tuple[Vector, Vector | None, Step]] = field(default_factory=list)
     depth: int = 0
@@ -62,13 +77,20 @@ class Reader:
         if self.depth > MOST_LAYERS:
             raise Unsupported("has more layers than a forecaster", self.where, HINT)
         if sequence and len(values) > 1 and all(same(value, values[0]) for value in values[1:]):
-            chain = self.follow(values[:1], False)
+            chain = self._straight(values[:1], False)
             return Chain([*chain.layers, RepeatVector("repeat_vector", len(values))], chain.inputs, chain.backwards)
         for attempt in (self._recurrent, self._bidirectional, self._dense, self._activation):
             found = attempt(values, sequence)
             if found is not None:
                 return found
         raise Unsupported(self._story(values), self.where, HINT)
+
+    def _straight(self, values: Sequence[Vector], sequence: bool) -> Chain:
+        """Layers for one that has no columns to exchange."""
+        chain = self.follow(values, sequence)
+        if chain.halves != (0, 0):
+            raise Unsupported("puts the backward half of a Bidirectional layer first", self.where, HINT)
+        return chain
 
     def _story(self, values: Sequence[Vector]) -> str:
         part = values[-1][0]
@@ -80,12 +102,12 @@ class Reader:
 
     def _steps(self, last: Vector) -> list[Step]:
         """The steps that lead to the state ``last``, in order; none where it is no state."""
-        for found in step(last, self.slack):
+        for found in step(last, self.slack, self.ports):
             if found.before is None and found.kind == "SimpleRNN":
                 continue  # a Dense layer
             steps = [found]
             while steps is not None and _goes_on(steps[-1]):
-                candidates = step(steps[-1].before or (), self.slack)
+                candidates = step(steps[-1].before or (), self.slack, self.ports)
                 earlier = [one for one in candidates if steps[0].follows(one, self.slack)]
                 if not earlier or len(steps) > 1 << 14:
                     steps = []
@@ -113,8 +135,7 @@ class Reader:
         if start is not None and start.leaf.kind == "input":
             self.states.append((steps[0].before or (), steps[0].cell_before, steps[0]))
         chain = self.follow([joined([one.x]) for one in steps], True)
-        layer = replace(layer, go_backwards=chain.backwards)
-        return Chain([*chain.layers, layer], chain.inputs, flipped)
+        return replace(chain.behind(replace(layer, go_backwards=chain.backwards)), backwards=flipped)
 
     def _layer(self, steps: list[Step], sequence: bool) -> Recurrent:
         last = steps[-1]
@@ -134,10 +155,31 @@ class Reader:
         return SimpleRnn("simple_rnn", kernel, recurrent, bias, **common)  # type: ignore[arg-type]
 
     def _bidirectional(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
-        """Two layers end to end, over the same steps from both sides."""
-        if any(len(value) != 2 for value in values):
+        """Two layers over the same steps from both sides; which of both halves is the forward one must be tried."""
+        stretches = [only(value) for value in values]
+        halves, mode = [list(value) for value in values], "concat"
+        for kind, name in (("sum", "sum"), ("product", "mul")):
+            if all(one is not None and one.leaf.kind == kind for one in stretches):
+                found = [[only(arg) for arg in arguments(one)] for one in stretches if one is not None]
+                halves, mode = [[part for part in pair if part is not None] for pair in found], name
+        if any(len(pair) != 2 for pair in halves):
             return None
-        ahead, back = ([(value[side],) for value in values] for side in (0, 1))
+        refusal: Unsupported | None = None
+        for order in (1, -1):
+            ahead, back = ([pair[::order][side] for pair in halves] for side in (0, 1))
+            try:
+                chain = self._both([(one,) for one in ahead], [(one,) for one in back], sequence, mode)
+            except Unsupported as error:
+                refusal = refusal or error
+                continue
+            if chain is not None:
+                sizes = (halves[0][0].size, halves[0][1].size) if order < 0 and mode == "concat" else (0, 0)
+                return replace(chain, halves=sizes)
+        if refusal is not None:
+            raise refusal
+        return None
+
+    def _both(self, ahead: list[Vector], back: list[Vector], sequence: bool, mode: str) -> Chain | None:
         forward = self._steps(ahead[-1])
         backward = self._steps(back[0]) if sequence else self._steps(back[-1])
         if not forward or len(forward) != len(backward):
@@ -154,8 +196,9 @@ class Reader:
         chain = self.follow(read, True)
         if chain.backwards:
             return None
-        inner = [self._layer(steps, sequence) for steps in (forward, backward)]
-        layer = Bidirectional("bidirectional", inner[0], replace(inner[1], go_backwards=True))
+        *_, one = chain.behind(self._layer(forward, sequence)).layers
+        *_, other = chain.behind(replace(self._layer(backward, sequence), go_backwards=True)).layers
+        layer = Bidirectional("bidirectional", one, other, mode)  # type: ignore[arg-type]
         return Chain([*chain.layers, layer], chain.inputs)
 
     # --- dense layers ---------------------------------------------------------------------
@@ -177,16 +220,13 @@ class Reader:
         layer = Dense("dense", frozen(kernels[0][None]), frozen(affines[0].bias[None]), functions[0])
         inputs: list[Vector] = [joined([tuple(row)]) for row in keys]
         if len(keys[0]) == 1 or sequence or _is_input(inputs[0]):
-            chain = self.follow(inputs, sequence)
-            return Chain([*chain.layers, layer], chain.inputs, chain.backwards)
-        for side in (1, -1) if len(keys[0]) == 2 else ():
-            pair = self._bidirectional([tuple(keys[0][::side])], False)
-            if pair is not None:
-                columns = np.concatenate([parts[0][key] for key in keys[0][::side]], axis=1)
-                return Chain([*pair.layers, replace(layer, kernel=frozen(columns[None]))], pair.inputs, pair.backwards)
+            return self.follow(inputs, sequence).behind(layer)
+        pair = self._bidirectional(inputs, False)
+        if pair is not None:
+            return pair.behind(layer)
         if len({key.size for key in keys[0]}) != 1:
             return None
-        chain = self.follow([(key,) for key in keys[0]], True)  # every step of a sequence: Flatten
+        chain = self._straight([(key,) for key in keys[0]], True)  # every step of a sequence: Flatten
         if chain.backwards:
             return None
         shape = Reshape("flatten", (kernels[0].shape[1],))
@@ -199,7 +239,7 @@ class Reader:
         known = [one for one in stretches if one is not None]
         if len({one.leaf.kind for one in known}) != 1:
             return None
-        chain = self.follow([arguments(one)[0] for one in known], sequence)
+        chain = self._straight([arguments(one)[0] for one in known], sequence)
         return Chain([*chain.layers, Activation("activation", known[0].leaf.kind)], chain.inputs, chain.backwards)
 
 

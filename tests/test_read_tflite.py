@@ -471,7 +471,7 @@ def test_emitted_files_are_refused(tmp_path: Path) -> None:
         (Channel("y0"), Channel("y1")), STEPS,
     )  # fmt: skip
     content = write_tflite(quantize(forecaster, dict.fromkeys(blocks(forecaster), 8), "nearest")).data
-    with pytest.raises(Unsupported, match="quantized to int16 already") as caught:
+    with pytest.raises(Unsupported, match="a file that edgetqs wrote") as caught:
         read_tflite(save(content, tmp_path / "m.tflite"))
     assert "float model" in str(caught.value)
 
@@ -664,6 +664,11 @@ def cases(tf: Any) -> dict[str, list[Any]]:
         "sequence": [K.LSTM(5, return_sequences=True), K.Dropout(0.2), K.GRU(4, return_sequences=True),
                      K.TimeDistributed(K.Dense(2))],
         "bidirectional": [K.Bidirectional(K.LSTM(5)), K.Dense(2)],
+        "bidirectional twice": [K.Bidirectional(K.LSTM(4, return_sequences=True)),
+                                K.Bidirectional(K.LSTM(3, return_sequences=True)), K.TimeDistributed(K.Dense(2))],
+        "bidirectional sum": [K.Bidirectional(K.LSTM(4), merge_mode="sum"), K.Dense(2)],
+        "as many units as features": [K.SimpleRNN(3, unroll=True, return_sequences=True),
+                                      K.SimpleRNN(3, unroll=True), K.Dense(3, "tanh")],
         "bidirectional stack": [K.Bidirectional(K.GRU(5, unroll=True, return_sequences=True)),
                                 K.LSTM(4, unroll=True), K.Dense(2)],
         "backwards": [K.LSTM(5, unroll=True, go_backwards=True), K.Dense(2)],
@@ -688,6 +693,9 @@ KINDS = {
     "unrolled rnn": [SimpleRnn, SimpleRnn, Dense],
     "sequence": [Lstm, Gru, Dense],
     "bidirectional": [Bidirectional, Dense],
+    "bidirectional twice": [Bidirectional, Bidirectional, Dense],
+    "bidirectional sum": [Bidirectional, Dense],
+    "as many units as features": [SimpleRnn, SimpleRnn, Dense],
     "bidirectional stack": [Bidirectional, Lstm, Dense],
     "backwards": [Lstm, Dense],
     "decoder": [Lstm, RepeatVector, Lstm, Dense],
@@ -723,6 +731,25 @@ def test_converted_with_lists(tf: Any, tmp_path: Path, name: str) -> None:
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
     assert kinds_of(forecaster) == KINDS[name]
     np.testing.assert_allclose(window(forecaster, windows()), model(windows(), training=False), atol=1e-5)
+
+
+@pytest.mark.tensorflow
+def test_converted_single_step(tf: Any, tmp_path: Path) -> None:
+    """As Keras users export a step: the states among inputs and outputs, in the converter's own order."""
+    K = tf.keras.layers
+    x, h, c = K.Input((1, FEATURES), batch_size=1), K.Input((4,), batch_size=1), K.Input((4,), batch_size=1)
+    y, *after = K.LSTM(4, return_state=True, unroll=True)(x, initial_state=[h, c])
+    model = tf.keras.Model([x, h, c], [K.Dense(2)(y), *after])
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [Lstm, Dense] and len(forecaster.inputs) == FEATURES
+    state = [np.zeros((1, 4), np.float32)] * 2
+    stacked = cells(forecaster)
+    ours = zero_state(stacked, (1,))
+    for value in windows((5, FEATURES)):
+        expected, *state = model([value[None, None], *state])
+        y, ours = step(stacked, ours, value[None].astype(np.float64))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 @pytest.mark.tensorflow
