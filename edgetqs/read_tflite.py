@@ -139,8 +139,6 @@ class _Found:
             chain = reader.follow([joined(self.outputs[k])], False)
             shape = (len(self.outputs[k]), size(self.outputs[k][0]))
             chain = replace(chain, layers=[*chain.layers, Reshape("reshape", shape)])
-        if reader.states and len(self.ports) == 1:
-            raise Unsupported("its states start from the inputs, not from zero", self.where)
         if reader.states:
             raise Unsupported("has a state among its inputs that is no output", self.where, "export both")
         if chain.halves != (0, 0):

@@ -28,11 +28,6 @@ from edgetqs.tflite_symbols import Affine, Leaf, Stretch, Vector, as_affine, joi
 
 #: Layers of a model.
 MOST_LAYERS = 64
-HINT = (
-    "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Flatten and RepeatVector; "
-    "`edgetqs score` and `edgetqs plan` take any .tflite with --black-box"
-)
-
 
 _WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent)
 
@@ -75,7 +70,7 @@ class Reader:
             return Chain([], list(values[::-1] if backwards else values), backwards)
         self.depth += 1
         if self.depth > MOST_LAYERS:
-            raise Unsupported("has more layers than a forecaster", self.where, HINT)
+            raise Unsupported("has more layers than a forecaster", self.where)
         if sequence and len(values) > 1 and all(same(value, values[0]) for value in values[1:]):
             chain = self._straight(values[:1], False)
             return Chain([*chain.layers, RepeatVector("repeat_vector", len(values))], chain.inputs, chain.backwards)
@@ -83,13 +78,13 @@ class Reader:
             found = attempt(values, sequence)
             if found is not None:
                 return found
-        raise Unsupported(self._story(values), self.where, HINT)
+        raise Unsupported(self._story(values), self.where)
 
     def _straight(self, values: Sequence[Vector], sequence: bool) -> Chain:
         """Layers for one that has no columns to exchange."""
         chain = self.follow(values, sequence)
         if chain.halves != (0, 0):
-            raise Unsupported("puts the backward half of a Bidirectional layer first", self.where, HINT)
+            raise Unsupported("puts the backward half of a Bidirectional layer first", self.where)
         return chain
 
     def _story(self, values: Sequence[Vector]) -> str:

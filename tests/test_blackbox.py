@@ -556,7 +556,7 @@ def test_init_writes_a_configuration_that_the_black_box_reads(here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["score", "loop.tflite"], ["not from zero", "1 WHILE", "--black-box"]),
+        (["score", "loop.tflite"], ["no layer that is known", "1 WHILE", "--black-box"]),
         (["score", "none.tflite", "--black-box"], ["none.tflite: No such file"]),
         (["score", "m.keras", "--black-box"], ["m.keras: a black box is a .tflite file"]),
         (["score", "m.tflite", "--black-box", "--granularity", "gate"], ["no gates"]),
