@@ -18,6 +18,9 @@ from edgetqs.errors import BadInput
 from edgetqs.integer import ACCUMULATOR_LIMIT, Matrix
 from edgetqs.rounding import Floats
 
+#: Weights this near to multiples of a scale, in steps, are taken for such.
+ON_GRID = 2**-7
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -103,8 +106,19 @@ def _flat(weights: np.ndarray) -> np.ndarray:
 
 
 def _fitting(part: Part) -> Floats:
-    """(rows,) scales that fit each row's largest weight."""
-    return np.maximum((np.abs(part.weights).max(axis=2) / part.limits).reshape(-1), _floor(part))
+    """(rows,) scales that fit each row's largest weight, or the scale that the weights were quantized with before."""
+    rows = np.abs(part.weights).max(axis=2)
+    scales = rows / part.limits
+    for largest in (rows.max(axis=1, keepdims=True), rows.max(keepdims=True)):  # one scale a gate, one for all
+        shared = np.broadcast_to(largest / part.limits, scales.shape)
+        scales = np.where(~_on_grid(part, scales) & _on_grid(part, shared), shared, scales)
+    return np.maximum(scales.reshape(-1), _floor(part))
+
+
+def _on_grid(part: Part, scales: Floats) -> np.ndarray:
+    """(gates, units) whether a row's weights are whole multiples of its scale, so that it costs nothing to keep it."""
+    steps = part.weights / np.maximum(scales, 1e-30)[..., None]
+    return np.abs(steps - np.rint(steps)).max(axis=2) <= ON_GRID
 
 
 def _floor(part: Part) -> Floats:
