@@ -30,6 +30,7 @@ from edgetqs import planner
 from edgetqs.curvature import curvature
 from edgetqs.distill import dequantized
 from edgetqs.dynamics import dynamics
+from edgetqs.integer import IntegerModel
 from edgetqs.layout import packed_bytes
 from edgetqs.model import Dense, Forecaster, Lstm, frozen
 from edgetqs.observe import observe
@@ -52,7 +53,7 @@ class Study:
         self.member = suite.member(name)
         self.forecaster, self.horizon = self.member.forecaster, self.member.horizon
         self.held = self.member.held
-        self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster)
+        self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster, self.horizon)
         plain = {
             w: rounded(self.forecaster, dict.fromkeys(blocks(self.forecaster), w), self.observations) for w in WIDTHS
         }
@@ -65,9 +66,20 @@ class Study:
         self.traces = baselines.hessian_traces(self.forecaster, history, truth[some])
         self.scores = {g: score(self.forecaster, self.horizon, g) for g in FRACTIONS}
 
+    def quantized(self, widths: dict, rounding: str) -> IntegerModel:
+        """As a build would."""
+        return quantize(
+            self.forecaster,
+            widths,
+            rounding,
+            observations=self.observations,
+            metrics=self.metrics,
+            horizon=self.horizon,
+        )
+
     def deviation(self, widths: dict, rounding: str) -> float:
         """Of the rollout on held-out data, in units of its spread, really quantized."""
-        model = quantize(self.forecaster, widths, rounding, observations=self.observations, metrics=self.metrics)
+        model = self.quantized(widths, rounding)
         return float(np.sqrt(self.held.lesson.error(dequantized(self.forecaster, model))))
 
     def costs(self, granularity: str, measured: np.ndarray) -> dict[str, np.ndarray]:
@@ -198,9 +210,7 @@ def granularities(study: Study) -> dict[str, Any]:
             plan = refine(
                 study.forecaster, scores, plan, rounding, observations=study.observations, metrics=study.metrics
             )
-            model = quantize(
-                study.forecaster, plan.widths(), rounding, observations=study.observations, metrics=study.metrics
-            )
+            model = study.quantized(plan.widths(), rounding)
             rmse = study.held.rmse(dequantized(study.forecaster, model))
             result[f"{granularity} {rounding}"] = rmse / result["float"]
     return result

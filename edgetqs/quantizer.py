@@ -60,9 +60,11 @@ def quantize(
     *,
     observations: tuple[Observation, ...] | None = None,
     metrics: tuple[Curvature, ...] | None = None,
+    horizon: int | None = None,
 ) -> IntegerModel:
     """The integer model with ``widths`` (4 or 8) for every block of weights.
 
+    ``horizon`` is how many steps of the closed loop rounding looks ahead (24).
     ``observations`` and ``metrics`` may be given to save time when many plans
     are tried. Raises ``Unsupported`` naming the layer for cells that have no
     exact integer form, ``BadInput`` for weights too large to be computed.
@@ -79,9 +81,9 @@ def quantize(
     if rounding == "nearest":
         return model
     if metrics is None:
-        metrics = curvature(forecaster)
-    model = replace(_follow(forecaster, widths, observations, metrics, model), rounding=rounding)
-    return distill(forecaster, model) if rounding == "learned" else model
+        metrics = curvature(forecaster, horizon)
+    model = replace(_follow(forecaster, widths, observations, metrics, model, horizon), rounding=rounding)
+    return distill(forecaster, model, horizon) if rounding == "learned" else model
 
 
 def rounded(
@@ -132,12 +134,13 @@ def _follow(
     observations: tuple[Observation, ...],
     metrics: tuple[Curvature, ...],
     nearest: IntegerModel,
+    horizon: int | None,
 ) -> IntegerModel:
     """The styles tried by rollout, nearest rounding among them: first for all layers, then a layer at a time.
 
     So the result is never worse than nearest rounding on the lesson.
     """
-    lesson = Lesson.of(forecaster, Lesson.default_horizon(forecaster), LESSON, LESSON_SEED)
+    lesson = Lesson.of(forecaster, Lesson.steps(forecaster, horizon), LESSON, LESSON_SEED)
     models = [nearest]
     for style in STYLES:
         with contextlib.suppress(BadInput):  # a corrected bias that leaves its range: nearest rounding remains
