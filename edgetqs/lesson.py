@@ -83,7 +83,7 @@ class Lesson:
 
     def error(self, student: Forecaster) -> float:
         """Mean squared deviation in units of the spread: the geometric mean over the kinds of histories."""
-        return float(self.errors(student, cells(student)))
+        return float(self.errors(student, cells(student, self.history.dtype.type)))
 
     def errors(self, student: Forecaster, stack: tuple[Cell, ...]) -> Values:
         """The same for each model of a stack whose weights carry leading axes."""

@@ -140,7 +140,7 @@ def _follow(
 
     So the result is never worse than nearest rounding on the lesson.
     """
-    lesson = Lesson.of(forecaster, Lesson.steps(forecaster, horizon), LESSON, LESSON_SEED)
+    lesson = Lesson.of(forecaster, Lesson.steps(forecaster, horizon), LESSON, LESSON_SEED, np.float32)
     models = [nearest]
     for style in STYLES:
         with contextlib.suppress(BadInput):  # a corrected bias that leaves its range: nearest rounding remains
