@@ -34,7 +34,7 @@ from edgetqs.lesson import Lesson
 from edgetqs.matrices import Part, Style, matrices_along, nearest_matrices, read_only
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
-from edgetqs.rollout import feedback_affine
+from edgetqs.rollout import cells, feedback_affine, side_by_side
 from edgetqs.rounding import Floats
 from edgetqs.units import Block, blocks
 
@@ -145,18 +145,18 @@ def _follow(
     for style in STYLES:
         with contextlib.suppress(BadInput):  # a corrected bias that leaves its range: nearest rounding remains
             models.append(rounded(forecaster, widths, observations, metrics, style))
-    errors = [lesson.error(dequantized(forecaster, model)) for model in models]
-    best, error = models[int(np.argmin(errors))], min(errors)
-    for index, layer in enumerate(best.layers):
-        for other in models:
-            if other.layers[index] is layer or output_scale(other.layers[index]) != output_scale(layer):
-                continue
-            layers = (*best.layers[:index], other.layers[index], *best.layers[index + 1 :])
-            trial = replace(best, layers=layers)
-            trial_error = lesson.error(dequantized(forecaster, trial))
-            if trial_error < error:
-                best, error = trial, trial_error
-    return best
+    students = [cells(dequantized(forecaster, model), np.float32) for model in models]
+    errors = lesson.errors(forecaster, side_by_side(students))
+    first = int(np.argmin(errors))
+    chosen, error = [first] * len(nearest.layers), errors[first]
+    for index, layer in enumerate(models[first].layers):
+        others = [k for k, model in enumerate(models) if output_scale(model.layers[index]) == output_scale(layer)]
+        trials = [[*chosen[:index], k, *chosen[index + 1 :]] for k in others]
+        stacks = [tuple(students[k][at] for at, k in enumerate(trial)) for trial in trials]
+        errors = lesson.errors(forecaster, side_by_side(stacks))
+        if errors.min() < error:
+            chosen, error = trials[int(np.argmin(errors))], errors.min()
+    return replace(nearest, layers=tuple(models[k].layers[at] for at, k in enumerate(chosen)))
 
 
 def check_supported(forecaster: Forecaster) -> None:

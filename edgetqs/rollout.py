@@ -8,8 +8,8 @@ perturbed models is rolled out in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,6 +74,20 @@ def cell(layer: Layer, dtype: type = np.float64) -> Cell:
 
 def cells(forecaster: Forecaster, dtype: type = np.float64) -> tuple[Cell, ...]:
     return tuple(cell(layer, dtype) for layer in forecaster.layers)
+
+
+def side_by_side(stacks: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    """Models of the same layers as one stack whose weights have a leading axis (models)."""
+
+    def together(own: Sequence[Cell]) -> Cell:
+        def stack(name: str) -> Values:
+            return np.stack([getattr(one, name) for one in own])
+
+        # Biases are (models, 1, gates * units), against (models, batch, gates * units).
+        biases = {name: stack(name)[:, None] for name in ("bias", "recurrent_bias")}
+        return replace(own[0], kernel=stack("kernel"), recurrent_kernel=stack("recurrent_kernel"), **biases)
+
+    return tuple(together(own) for own in zip(*stacks, strict=True))
 
 
 def zero_state(stack: tuple[Cell, ...], batch: tuple[int, ...]) -> State:
