@@ -9,7 +9,7 @@ perturbed models is rolled out in one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -84,8 +84,8 @@ def side_by_side(stacks: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
             return np.stack([getattr(one, name) for one in own])
 
         # Biases are (models, 1, gates * units), against (models, batch, gates * units).
-        biases = {name: stack(name)[:, None] for name in ("bias", "recurrent_bias")}
-        return replace(own[0], kernel=stack("kernel"), recurrent_kernel=stack("recurrent_kernel"), **biases)
+        bias, recurrent_bias = stack("bias")[:, None], stack("recurrent_bias")[:, None]
+        return Cell(own[0].layer, stack("kernel"), bias, stack("recurrent_kernel"), recurrent_bias)
 
     return tuple(together(own) for own in zip(*stacks, strict=True))
 
