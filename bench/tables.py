@@ -170,8 +170,9 @@ def show(figures: dict[str, Any]) -> None:
     if s is None:
         return
     print(
-        f"6. Two LSTM(128) layers per gate, one core: score {s['score_seconds']:.1f} s, {s['forward_passes']} forward "
-        f"passes; curvature {s['metrics_seconds']:.1f} s, refinement {s['refine_seconds']:.1f} s"
+        f"6. Two LSTM(128) layers per gate, CPU time on one core: score {s['score_seconds']:.1f} s, "
+        f"{s['forward_passes']} forward passes; curvature {s['metrics_seconds']:.1f} s, "
+        f"refinement {s['refine_seconds']:.1f} s"
     )
 
 
