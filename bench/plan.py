@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -30,17 +31,20 @@ from edgetqs import planner
 from edgetqs.curvature import curvature
 from edgetqs.distill import dequantized
 from edgetqs.dynamics import dynamics
+from edgetqs.integer import IntegerModel
 from edgetqs.layout import packed_bytes
 from edgetqs.model import Dense, Forecaster, Lstm, frozen
 from edgetqs.observe import observe
 from edgetqs.planner import WIDTHS, Table
 from edgetqs.quantizer import quantize, rounded
-from edgetqs.refine import Bench, Search, refine
+from edgetqs.refine import Bench, Search, Widths, refine
 from edgetqs.tqs import Score, score
 from edgetqs.units import blocks, weights
 
 FRACTIONS = {"tensor": (0.15, 0.3, 0.45, 0.6, 0.75), "gate": (0.25, 0.5, 0.75)}
-RANDOM = 10
+#: Random plans at each budget, and how many that the search on held-out data found are measured as built.
+RANDOM, FOUND = {"tensor": 10, "gate": 4}, 4
+UNPERTURBED = "TQS, histories unperturbed"
 ROUNDINGS = ("nearest", "trajectory")
 HERE = Path(__file__).resolve().parent
 
@@ -52,7 +56,7 @@ class Study:
         self.member = suite.member(name)
         self.forecaster, self.horizon = self.member.forecaster, self.member.horizon
         self.held = self.member.held
-        self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster)
+        self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster, self.horizon)
         plain = {
             w: rounded(self.forecaster, dict.fromkeys(blocks(self.forecaster), w), self.observations) for w in WIDTHS
         }
@@ -65,9 +69,20 @@ class Study:
         self.traces = baselines.hessian_traces(self.forecaster, history, truth[some])
         self.scores = {g: score(self.forecaster, self.horizon, g) for g in FRACTIONS}
 
+    def quantized(self, widths: dict, rounding: str) -> IntegerModel:
+        """As a build would."""
+        return quantize(
+            self.forecaster,
+            widths,
+            rounding,
+            observations=self.observations,
+            metrics=self.metrics,
+            horizon=self.horizon,
+        )
+
     def deviation(self, widths: dict, rounding: str) -> float:
         """Of the rollout on held-out data, in units of its spread, really quantized."""
-        model = quantize(self.forecaster, widths, rounding, observations=self.observations, metrics=self.metrics)
+        model = self.quantized(widths, rounding)
         return float(np.sqrt(self.held.lesson.error(dequantized(self.forecaster, model))))
 
     def costs(self, granularity: str, measured: np.ndarray) -> dict[str, np.ndarray]:
@@ -79,16 +94,16 @@ class Study:
         def scored(values: Any) -> np.ndarray:
             return np.array(list(values))[:, None] * squared
 
-        whole = score(forecaster, self.horizon, granularity, perturb_burn_in=True)
-        one = score(forecaster, 1, granularity, perturb_burn_in=True)
+        late = score(forecaster, self.horizon, granularity, perturb_burn_in=False)
+        one = score(forecaster, 1, granularity)
         history = lesson.history.astype(np.float64)
         return {
             "weight MSE": squared,
             "one-step output error": baselines.one_step(forecaster, units, self.errors),
             "local score": scored(entry.local for entry in scores.units),
-            "TQS, burn-in, T=1": scored(entry.sensitivity for entry in one.units),
+            "TQS, T=1": scored(entry.sensitivity for entry in one.units),
             "TQS": scored(entry.sensitivity for entry in scores.units),
-            "TQS, burn-in, T": scored(entry.sensitivity for entry in whole.units),
+            UNPERTURBED: scored(entry.sensitivity for entry in late.units),
             "SQNR (data)": baselines.signal_to_noise(forecaster, units, self.errors, history),
             "Hessian trace (data)": baselines.hessian_cost(forecaster, units, self.errors, self.traces),
             "leave-one-out (data)": measured,
@@ -127,16 +142,21 @@ def prediction(scores: Score, measured: np.ndarray, squared: np.ndarray, spread:
 
 
 def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Deviation of every method's plan at each budget, and of the best plan there is."""
+    """Deviation of every method's plan at each budget, and of the best plan there is, all as a build rounds them."""
     scores = study.scores[granularity]
     table = Table.of(study.forecaster, scores, "dsp")
     own = Bench.of(study.forecaster, table, scores.horizon, rounding, study.observations, study.metrics)
     held = replace(own, lesson=study.held.lesson)
     low, high = (table.total([w] * len(table.units)) for w in WIDTHS)
-    every: list[tuple[int, ...]] = []
+    known: dict[Widths, float] = {}
+
+    def measure(plans: Iterable[Widths]) -> None:
+        new = [plan for plan in dict.fromkeys(plans) if plan not in known]
+        errors = held.errors(new) if rounding == "nearest" else [built(study, table, plan, rounding) for plan in new]
+        known.update(zip(new, errors, strict=True))
+
     if granularity == "tensor":
-        every = list(itertools.product(WIDTHS, repeat=len(table.units)))
-        found = dict(zip(every, held.errors(every), strict=True))
+        measure(itertools.product(WIDTHS, repeat=len(table.units)))
     rows = []
     for fraction in FRACTIONS[granularity]:
         budget = int(low + fraction * (high - low))
@@ -147,20 +167,25 @@ def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.n
         )
         plans["TQS, refined"] = tuple(unit.width for unit in refined.units)
         plans["uniform int4"] = (4,) * len(table.units)
-        chance = [_random(table, budget, np.random.default_rng(k)) for k in range(RANDOM)]
-        if granularity == "tensor":
-            best = min(error for plan, error in found.items() if table.total(plan) <= budget)
-        else:
+        chance = [_random(table, budget, np.random.default_rng(k)) for k in range(RANDOM[granularity])]
+        measure([*plans.values(), *chance])
+        if granularity == "gate":
             search = Search(held, table, budget)
             search.measure([*plans.values(), *chance])
-            search.run(min(plans.values(), key=search.known.__getitem__))
-            found = search.known
-            best = min(error for plan, error in found.items() if search.fits(plan))
-        regret = {name: float(np.sqrt(found[plan] / best)) for name, plan in plans.items()}
-        regret["random"] = float(np.exp(np.mean([0.5 * np.log(found[plan] / best) for plan in chance])))
+            measure(search.run(min(plans.values(), key=search.known.__getitem__))[:FOUND])
+        best = min(error for plan, error in known.items() if table.total(plan) <= budget)
+        regret = {name: float(np.sqrt(known[plan] / best)) for name, plan in plans.items()}
+        regret["random"] = float(np.exp(np.mean([0.5 * np.log(known[plan] / best) for plan in chance])))
         rows.append({"fraction": fraction, "bytes": budget, "best": float(np.sqrt(best)), "regret": regret})
-    int8 = float(np.sqrt(held.errors([(8,) * len(table.units)])[0]))
-    return [{**row, "uniform int8": int8} for row in rows]
+    wide = (8,) * len(table.units)
+    measure([wide])
+    return [{**row, "uniform int8": float(np.sqrt(known[wide]))} for row in rows]
+
+
+def built(study: Study, table: Table, plan: Widths, rounding: str) -> float:
+    """Squared deviation on held-out data of the model that a build makes of a plan."""
+    widths = {block: width for unit, width in zip(table.units, plan, strict=True) for block in unit.blocks}
+    return study.deviation(widths, rounding) ** 2
 
 
 def _random(table: Table, budget: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -198,9 +223,7 @@ def granularities(study: Study) -> dict[str, Any]:
             plan = refine(
                 study.forecaster, scores, plan, rounding, observations=study.observations, metrics=study.metrics
             )
-            model = quantize(
-                study.forecaster, plan.widths(), rounding, observations=study.observations, metrics=study.metrics
-            )
+            model = study.quantized(plan.widths(), rounding)
             rmse = study.held.rmse(dequantized(study.forecaster, model))
             result[f"{granularity} {rounding}"] = rmse / result["float"]
     return result
@@ -219,12 +242,12 @@ def examine(name: str) -> dict[str, Any]:
         squared = costs["weight MSE"]
         predicted = prediction(scores, measured, squared, study.held.lesson.spread[0, 0])
         result["prediction"][granularity] = predicted
-        burnt = predicted["spread"] * np.sqrt(costs["TQS, burn-in, T"])
+        late = predicted["spread"] * np.sqrt(costs[UNPERTURBED])
         found = np.sqrt(np.maximum(measured, 1e-20))
-        result["prediction"][granularity]["burn_in"] = {
-            "rank": float(spearmanr(burnt.ravel(), found.ravel())[0]),
-            "ratio": float(np.exp(np.log(burnt / found).mean())),
-            "factor": float(np.exp(np.log(burnt / found).std())),
+        result["prediction"][granularity]["unperturbed"] = {
+            "rank": float(spearmanr(late.ravel(), found.ravel())[0]),
+            "ratio": float(np.exp(np.log(late / found).mean())),
+            "factor": float(np.exp(np.log(late / found).std())),
         }
         result["plans"][granularity] = {r: compare(study, granularity, r, costs) for r in ROUNDINGS}
     gates = study.scores["gate"]
@@ -234,12 +257,13 @@ def examine(name: str) -> dict[str, Any]:
     found_dynamics = dynamics(study.forecaster, study.horizon)
     loop = found_dynamics.closed_loop or found_dynamics.step_map
     result["lyapunov"] = {"rollout": loop.mean[0], "step_map": found_dynamics.step_map.mean[0], "steps": loop.steps}
+    result["chaotic"] = found_dynamics.chaotic
     result["seconds"] = time.perf_counter() - began
     return result
 
 
 def speed() -> dict[str, Any]:
-    """Two LSTM(128) layers per gate on one core: seconds to score and to refine."""
+    """Two LSTM(128) layers per gate on one core: CPU seconds to score and to refine."""
     rng = np.random.default_rng(0)
 
     def lstm(name: str, inputs: int, more: bool) -> Lstm:
@@ -261,13 +285,13 @@ def speed() -> dict[str, Any]:
     forecaster: Forecaster = replace(
         base, name="wide", layers=(lstm("a", inputs, True), lstm("b", 128, False), dense), window=48
     )
-    began = time.perf_counter()
+    began = time.process_time()
     scores = score(forecaster, 24, "gate")
-    scored = time.perf_counter()
+    scored = time.process_time()
     observations, metrics = observe(forecaster), curvature(forecaster)
     small = planner.plan(forecaster, scores, None, "dsp")
     budget = (small.int4_bytes + small.int8_bytes) // 2
-    began_refining = time.perf_counter()
+    began_refining = time.process_time()
     refine(
         forecaster, scores, planner.plan(forecaster, scores, budget, "dsp"), observations=observations, metrics=metrics
     )
@@ -275,7 +299,7 @@ def speed() -> dict[str, Any]:
         "score_seconds": scored - began,
         "forward_passes": scores.forward_passes,
         "metrics_seconds": began_refining - scored,
-        "refine_seconds": time.perf_counter() - began_refining,
+        "refine_seconds": time.process_time() - began_refining,
     }
 
 
@@ -289,10 +313,12 @@ def main() -> None:
     chosen = options.models or list(suite.records())
     timing = None if options.quick else speed()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        largest = sorted(chosen, key=lambda name: -suite.records()[name]["parameters"])
+        pending = {name: pool.submit(examine, name) for name in largest}
         results = []
-        for result in pool.map(examine, chosen):
-            results.append(result)
-            print(f"{result['name']}: {result['seconds']:.0f} s", flush=True)
+        for name in chosen:
+            results.append(pending[name].result())
+            print(f"{name}: {results[-1]['seconds']:.0f} s", flush=True)
     figures = {"schema": 1, "kind": "edgetqs bench-plan", "models": results, "speed": timing}
     figures["summary"] = tables.summarise(results)
     (options.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -99,8 +99,8 @@ def show(figures: dict[str, Any]) -> None:
                 f"{p['rank_int4']:.2f}",
                 f"{p['ratio']:.2f}",
                 f"{p['factor']:.2f}",
-                f"{p['burn_in']['rank']:.2f}",
-                f"{p['burn_in']['ratio']:.2f}",
+                f"{p['unperturbed']['rank']:.2f}",
+                f"{p['unperturbed']['ratio']:.2f}",
                 f"{min(amplified):.2g} to {max(amplified):.2g}",
                 f"{r['lyapunov']['rollout']:+.3f}",
                 f"{r['lyapunov']['step_map']:+.3f}",
@@ -122,7 +122,7 @@ def show(figures: dict[str, Any]) -> None:
     ]
     note = (
         "predicted / measured deviation of each gate quantized alone: rank correlation over gates and widths, "
-        "geometric mean of the ratio, its spread; ' = histories perturbed too; exponents a step; scored = steps before "
+        "geometric mean of the ratio, its spread; ' = histories unperturbed; exponents a step; scored = steps before "
         "saturation"
     )
     table(console, "2. Does TQS predict?", [*columns, ">scored", ">flagged"], rows, note)
@@ -170,8 +170,9 @@ def show(figures: dict[str, Any]) -> None:
     if s is None:
         return
     print(
-        f"6. Two LSTM(128) layers per gate, one core: score {s['score_seconds']:.1f} s, {s['forward_passes']} forward "
-        f"passes; curvature {s['metrics_seconds']:.1f} s, refinement {s['refine_seconds']:.1f} s"
+        f"6. Two LSTM(128) layers per gate, CPU time on one core: score {s['score_seconds']:.1f} s, "
+        f"{s['forward_passes']} forward passes; curvature {s['metrics_seconds']:.1f} s, "
+        f"refinement {s['refine_seconds']:.1f} s"
     )
 
 

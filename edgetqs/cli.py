@@ -29,7 +29,7 @@ BLACK_BOX = click.option(
     "--black-box", is_flag=True, help="MODEL is a .tflite: perturb its constants, run it in LiteRT."
 )
 REFINE = click.option(
-    "--refine/--no-refine", default=True, help="Improve the plan by rolling out quantized candidates, or not. [refine]"
+    "--refine/--no-refine", default=None, help="Improve the plan by rolling out quantized candidates, or not. [refine]"
 )
 ROUNDING = click.option(
     "--rounding", type=click.Choice(["nearest", "trajectory", "learned"]), help="How weights are rounded. [trajectory]"
@@ -181,7 +181,7 @@ def plan(
     flash_budget: int | None,
     weight_budget: int | None,
     rounding: str | None,
-    refine: bool,
+    refine: bool | None,
     out: Path | None,
     black_box: bool,
     quantized: Path | None,
@@ -204,6 +204,12 @@ def plan(
     if black_box:
         if flash_budget is not None or target is not None or rounding is not None:
             raise BadInput("a black box is planned for no device and no rounding", todo="give --weight-budget alone")
+        if refine:
+            raise BadInput(
+                "--refine rolls out integer models, and a black box has none",
+                "plan --black-box",
+                "leave out --refine: a black box is planned by scores",
+            )
         project, box, scores = blackbox.scored(model, config, granularity, horizon, output.progress)
         output.notes(project.notes)
         recipe = plan_recipe(box, scores, weight_budget)
@@ -223,16 +229,11 @@ def plan(
         raise BadInput("--apply needs --black-box", todo="`edgetqs build` quantizes a Keras model")
     project = _project(output, model, config, horizon)
     name = _target_name(project, target)
+    options = Options(flash_budget, granularity, rounding, refine=refine is not False)
     if weight_budget is None:
-        chosen = plan_image(project, name, Options(flash_budget, granularity, rounding, refine=refine), output.progress)
+        chosen = plan_image(project, name, options, output.progress)
     else:
-        chosen = plan_weights(
-            project,
-            load_target(name),
-            weight_budget,
-            Options(None, granularity, rounding, refine=refine),
-            output.progress,
-        )
+        chosen = plan_weights(project, load_target(name), weight_budget, options, output.progress)
     if out is not None:
         write_file(out, json.dumps(chosen.to_json(), indent=1).encode() + b"\n")
     if output.as_json:
@@ -265,7 +266,7 @@ def build(
     flash_budget: int | None,
     plan_file: Path | None,
     rounding: str | None,
-    refine: bool,
+    refine: bool | None,
     tflite: str,
     out: Path | None,
     force: bool,
@@ -279,7 +280,7 @@ def build(
     name = _target_name(project, target)
     out = out or Path("build") / f"{project.forecaster.name}-{Path(name).stem}"
     signatures = ("step", "sequence") if tflite == "both" else (tflite,)
-    options = Options(flash_budget, granularity, rounding, plan_file, refine, signatures, force)
+    options = Options(flash_budget, granularity, rounding, plan_file, refine is not False, signatures, force)
     figures = run(project, name, out, options, output.progress)
     try:
         if output.as_json:

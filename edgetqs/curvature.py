@@ -39,9 +39,9 @@ class Curvature:
     gates: tuple[Values, ...]
 
 
-def curvature(forecaster: Forecaster, *, seed: int = 5) -> tuple[Curvature, ...]:
-    """One a layer, from the model's own rollouts."""
-    lesson = Lesson.of(forecaster, Lesson.default_horizon(forecaster), TRAJECTORIES, seed)
+def curvature(forecaster: Forecaster, horizon: int | None = None, *, seed: int = 5) -> tuple[Curvature, ...]:
+    """One a layer, from the model's own rollouts of ``Lesson.steps``."""
+    lesson = Lesson.of(forecaster, Lesson.steps(forecaster, horizon), TRAJECTORIES, seed)
     rng = np.random.default_rng(seed)
     stack = cells(forecaster)
     tape = Tape(forecaster, stack)

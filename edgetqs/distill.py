@@ -46,16 +46,21 @@ class Grid:
 
 
 def learn(
-    teacher: Forecaster, student: Forecaster, grids: Mapping[tuple[int, str], Grid], *, seed: int = 3
+    teacher: Forecaster,
+    student: Forecaster,
+    grids: Mapping[tuple[int, str], Grid],
+    horizon: int | None = None,
+    *,
+    seed: int = 3,
 ) -> Forecaster:
     """The student with integers and biases that follow the teacher's rollouts best.
 
     ``student`` holds weights on the grids, by (layer index, tensor name). The
     result is never worse than it on the held-out trajectories.
     """
-    horizon = Lesson.default_horizon(teacher)
-    lesson = Lesson.of(teacher, horizon, TRAINING, seed)
-    held_out = Lesson.of(teacher, horizon, HELD_OUT, seed + 1)
+    steps = Lesson.steps(teacher, horizon)
+    lesson = Lesson.of(teacher, steps, TRAINING, seed)
+    held_out = Lesson.of(teacher, steps, HELD_OUT, seed + 1)
     rng = np.random.default_rng(seed)
 
     latent: Parameters = {}
@@ -87,7 +92,7 @@ def learn(
     return current if held_out.error(current) < best_error else best
 
 
-def distill(teacher: Forecaster, model: IntegerModel, *, seed: int = 3) -> IntegerModel:
+def distill(teacher: Forecaster, model: IntegerModel, horizon: int | None = None, *, seed: int = 3) -> IntegerModel:
     """``model`` with integers and biases learned on its own grid; scales and widths stay.
 
     A matrix whose learned values could leave the ranges that were proven for
@@ -99,7 +104,7 @@ def distill(teacher: Forecaster, model: IntegerModel, *, seed: int = 3) -> Integ
         limits = np.repeat([float(limit(width)) for width in matrix.widths], matrix.gate_rows)
         grids[index, tensor] = Grid(matrix.scales.astype(np.float64).reshape(gates, -1), limits.reshape(gates, -1))
     student = dequantized(teacher, model)
-    learned = learn(teacher, student, grids, seed=seed)
+    learned = learn(teacher, student, grids, horizon, seed=seed)
     layers: list[IntegerLayer] = []
     for made, before, after in zip(model.layers, student.layers, learned.layers, strict=True):
         if isinstance(made, IntegerDense):

@@ -24,6 +24,8 @@ EXPONENTS, TANGENT = 3, 1e-6
 TRAJECTORIES = 24
 #: Steps before counting begins: most of a random difference is forgotten at once, and the path settles.
 WARM_UP = 24
+#: A closed loop whose small differences grow e-fold this often over its steps is chaotic.
+CHAOTIC = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Dynamics:
 
     closed_loop: Exponents | None
     step_map: Exponents
+
+    @property
+    def chaotic(self) -> bool:
+        """Whether the closed loop amplifies any difference so much that TQS is only a lower bound."""
+        return self.closed_loop is not None and self.closed_loop.mean[0] * self.closed_loop.steps > CHAOTIC
 
 
 def dynamics(forecaster: Forecaster, horizon: int = 24, *, seed: int = 0) -> Dynamics:

@@ -25,6 +25,8 @@ from edgetqs.trajectories import COLLAPSED, synthesise
 
 #: No history longer than this is run.
 MOST_HISTORY = 48
+#: Rounding rolls out no farther: back-propagation keeps all steps in memory.
+MOST_STEPS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,16 @@ class Lesson:
         )
 
     @staticmethod
-    def default_horizon(teacher: Forecaster) -> int:
-        """Steps of a lesson where nothing else is asked for."""
-        return 24 if teacher.feedback.pairs else teacher.window
+    def steps(teacher: Forecaster, horizon: int | None) -> int:
+        """Steps of a lesson that rounding learns from: the horizon, or 24, at most ``MOST_STEPS``.
+
+        A direct forecaster's are its window.
+        """
+        return min(horizon or 24, MOST_STEPS) if teacher.feedback.pairs else teacher.window
 
     def error(self, student: Forecaster) -> float:
         """Mean squared deviation in units of the spread: the geometric mean over the kinds of histories."""
-        return float(self.errors(student, cells(student)))
+        return float(self.errors(student, cells(student, self.history.dtype.type)))
 
     def errors(self, student: Forecaster, stack: tuple[Cell, ...]) -> Values:
         """The same for each model of a stack whose weights carry leading axes."""

@@ -71,7 +71,14 @@ class _Context:
     folder: Path
 
     def integers(self, widths: Mapping[Block, int]) -> IntegerModel:
-        return quantize(self.forecaster, widths, self.rounding, observations=self.observations, metrics=self.metrics)
+        return quantize(
+            self.forecaster,
+            widths,
+            self.rounding,
+            observations=self.observations,
+            metrics=self.metrics,
+            horizon=self.project.horizon,
+        )
 
     def sized(self, widths: Mapping[Block, int]) -> IntegerModel:
         """A stand-in of the same size, quickly made."""
@@ -136,7 +143,7 @@ def plan_weights(project: Project, target: Target, budget_bytes: int, options: O
         hint = f"--no-refine plans by scores alone, without quantizing; {error.todo}"
         raise Unsupported(error.what, error.where, hint) from error
     progress("refining the plan by rollouts")
-    metrics = curvature(forecaster) if rounding != "nearest" else None
+    metrics = curvature(forecaster, project.horizon) if rounding != "nearest" else None
     return refine(forecaster, scores, chosen, rounding, observations=observe(forecaster), metrics=metrics)
 
 
@@ -157,7 +164,7 @@ def _context(project: Project, target: Target, folder: Path, options: Options, p
         data,
         score(forecaster, project.horizon, granularity),
         observe(forecaster),
-        curvature(forecaster) if rounding != "nearest" else None,
+        curvature(forecaster, project.horizon) if rounding != "nearest" else None,
         replay(project, data),
         rounding,
         options.flash_budget or project.flash_budget or max(target.flash_budget_bytes, 0),

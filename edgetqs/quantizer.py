@@ -34,7 +34,7 @@ from edgetqs.lesson import Lesson
 from edgetqs.matrices import Part, Style, matrices_along, nearest_matrices, read_only
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
-from edgetqs.rollout import feedback_affine
+from edgetqs.rollout import cells, feedback_affine, side_by_side
 from edgetqs.rounding import Floats
 from edgetqs.units import Block, blocks
 
@@ -60,9 +60,11 @@ def quantize(
     *,
     observations: tuple[Observation, ...] | None = None,
     metrics: tuple[Curvature, ...] | None = None,
+    horizon: int | None = None,
 ) -> IntegerModel:
     """The integer model with ``widths`` (4 or 8) for every block of weights.
 
+    ``horizon`` is how many steps of the closed loop rounding looks ahead (24).
     ``observations`` and ``metrics`` may be given to save time when many plans
     are tried. Raises ``Unsupported`` naming the layer for cells that have no
     exact integer form, ``BadInput`` for weights too large to be computed.
@@ -79,9 +81,9 @@ def quantize(
     if rounding == "nearest":
         return model
     if metrics is None:
-        metrics = curvature(forecaster)
-    model = replace(_follow(forecaster, widths, observations, metrics, model), rounding=rounding)
-    return distill(forecaster, model) if rounding == "learned" else model
+        metrics = curvature(forecaster, horizon)
+    model = replace(_follow(forecaster, widths, observations, metrics, model, horizon), rounding=rounding)
+    return distill(forecaster, model, horizon) if rounding == "learned" else model
 
 
 def rounded(
@@ -132,28 +134,29 @@ def _follow(
     observations: tuple[Observation, ...],
     metrics: tuple[Curvature, ...],
     nearest: IntegerModel,
+    horizon: int | None,
 ) -> IntegerModel:
     """The styles tried by rollout, nearest rounding among them: first for all layers, then a layer at a time.
 
     So the result is never worse than nearest rounding on the lesson.
     """
-    lesson = Lesson.of(forecaster, Lesson.default_horizon(forecaster), LESSON, LESSON_SEED)
+    lesson = Lesson.of(forecaster, Lesson.steps(forecaster, horizon), LESSON, LESSON_SEED, np.float32)
     models = [nearest]
     for style in STYLES:
         with contextlib.suppress(BadInput):  # a corrected bias that leaves its range: nearest rounding remains
             models.append(rounded(forecaster, widths, observations, metrics, style))
-    errors = [lesson.error(dequantized(forecaster, model)) for model in models]
-    best, error = models[int(np.argmin(errors))], min(errors)
-    for index, layer in enumerate(best.layers):
-        for other in models:
-            if other.layers[index] is layer or output_scale(other.layers[index]) != output_scale(layer):
-                continue
-            layers = (*best.layers[:index], other.layers[index], *best.layers[index + 1 :])
-            trial = replace(best, layers=layers)
-            trial_error = lesson.error(dequantized(forecaster, trial))
-            if trial_error < error:
-                best, error = trial, trial_error
-    return best
+    students = [cells(dequantized(forecaster, model), np.float32) for model in models]
+    errors = lesson.errors(forecaster, side_by_side(students))
+    first = int(np.argmin(errors))
+    chosen, error = [first] * len(nearest.layers), errors[first]
+    for index, layer in enumerate(models[first].layers):
+        others = [k for k, model in enumerate(models) if output_scale(model.layers[index]) == output_scale(layer)]
+        trials = [[*chosen[:index], k, *chosen[index + 1 :]] for k in others]
+        stacks = [tuple(students[k][at] for at, k in enumerate(trial)) for trial in trials]
+        errors = lesson.errors(forecaster, side_by_side(stacks))
+        if errors.min() < error:
+            chosen, error = trials[int(np.argmin(errors))], errors.min()
+    return replace(nearest, layers=tuple(models[k].layers[at] for at, k in enumerate(chosen)))
 
 
 def check_supported(forecaster: Forecaster) -> None:

@@ -24,7 +24,7 @@ from edgetqs.matrices import Style
 from edgetqs.model import RECURRENT, Forecaster
 from edgetqs.observe import Observation
 from edgetqs.planner import WIDTHS, Plan, Table
-from edgetqs.quantizer import rounded
+from edgetqs.quantizer import quantize, rounded
 from edgetqs.rollout import Cell, cells
 from edgetqs.tqs import Score
 from edgetqs.units import Block, blocks
@@ -32,11 +32,13 @@ from edgetqs.units import Block, blocks
 #: Trajectories that candidates are rolled out on, and others for the last choice between the best.
 SEARCHED, JUDGED, SEED = 96, 256, 11
 FINALISTS = 12
+#: So many of them are quantized as the build would, the a priori plan among them.
+BUILT = 3
 #: The a priori plan stays unless another one's squared error is below this part of its own: less may be chance.
 MARGIN = 0.9
 #: Multiplications that the search may spend, and the most and fewest rollouts that gives.
 WORK, MOST, FEWEST = 1e11, 400, 150
-#: How trajectory rounding is tried before the plan is settled; the last word has ``quantize``.
+#: How candidates are rounded along the trajectories during the search; the last word has ``quantize``.
 STYLE = Style(0.02, False)
 #: Plans in one batch, and the values of one layer's gates in it.
 BATCH, BATCH_VALUES = 32, 2**19
@@ -56,17 +58,24 @@ def refine(
     """The plan improved within ``plan.budget_bytes`` (its own bytes where there is no budget).
 
     ``metrics`` are needed for every rounding but ``nearest``. Never worse than
-    the plan it starts from on the trajectories it is judged on.
+    the plan it starts from on the trajectories it is judged on; for ``learned``
+    rounding that is said of the model before it learns.
     """
     table = Table.of(forecaster, scores, plan.kernels)
     budget = plan.weight_bytes if plan.budget_bytes is None else plan.budget_bytes
     bench = Bench.of(forecaster, table, scores.horizon, rounding, observations, metrics)
     start = tuple(unit.width for unit in plan.units)
     pool = Search(bench, table, min(budget, plan.int8_bytes)).run(start)
-    finalists = [start, *pool]
+    finalists = list(dict.fromkeys([start, *pool]))
     errors = bench.errors(finalists, judged=True)
-    best = int(np.argmin(errors))
-    best = best if errors[best] < MARGIN * errors[0] else 0
+    if rounding == "nearest":
+        best = int(np.argmin(errors))
+        best = best if errors[best] < MARGIN * errors[0] else 0
+    else:
+        others = 1 + np.argsort(errors[1:], kind="stable")[: BUILT - 1]
+        finalists = [finalists[k] for k in (0, *others)]
+        errors = [bench.built(finalist, scores.horizon, observations, metrics) for finalist in finalists]
+        best = int(np.argmin(errors))
     return replace(
         table.planned(list(finalists[best])),
         budget_bytes=plan.budget_bytes,
@@ -125,6 +134,18 @@ class Bench:
             stack = self.stack(plans[first : first + size])
             found += [float(value) for value in lesson.errors(self.forecaster, stack)]
         return found
+
+    def built(
+        self,
+        plan: Widths,
+        horizon: int,
+        observations: tuple[Observation, ...],
+        metrics: tuple[Curvature, ...] | None,
+    ) -> float:
+        """The judged error of a plan with every layer in the style of rounding that suits it."""
+        widths = {block: width for own, width in zip(self.units, plan, strict=True) for block in own}
+        model = quantize(self.forecaster, widths, observations=observations, metrics=metrics, horizon=horizon)
+        return self.judged.error(dequantized(self.forecaster, model))
 
     def stack(self, plans: Sequence[Widths]) -> tuple[Cell, ...]:
         """The plans' weights side by side on a leading axis."""

@@ -8,7 +8,7 @@ perturbed models is rolled out in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -74,6 +74,20 @@ def cell(layer: Layer, dtype: type = np.float64) -> Cell:
 
 def cells(forecaster: Forecaster, dtype: type = np.float64) -> tuple[Cell, ...]:
     return tuple(cell(layer, dtype) for layer in forecaster.layers)
+
+
+def side_by_side(stacks: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    """Models of the same layers as one stack whose weights have a leading axis (models)."""
+
+    def together(own: Sequence[Cell]) -> Cell:
+        def stack(name: str) -> Values:
+            return np.stack([getattr(one, name) for one in own])
+
+        # Biases are (models, 1, gates * units), against (models, batch, gates * units).
+        bias, recurrent_bias = stack("bias")[:, None], stack("recurrent_bias")[:, None]
+        return Cell(own[0].layer, stack("kernel"), bias, stack("recurrent_kernel"), recurrent_bias)
+
+    return tuple(together(own) for own in zip(*stacks, strict=True))
 
 
 def zero_state(stack: tuple[Cell, ...], batch: tuple[int, ...]) -> State:

@@ -79,12 +79,13 @@ def along(weights: Floats, free: Floats, scales: Floats, limits: Floats, metric:
     # metric = V V^T with V upper triangular, so that the cost |V^T e|^2 is a sum of one square a column,
     # each made zero in turn by an error of its own column that makes up for those before it.
     backwards = order[::-1]
-    factor = np.linalg.cholesky(metric[:, backwards][:, :, backwards])[:, ::-1, ::-1]
+    factor = np.linalg.cholesky(metric[:, backwards[:, None], backwards])[:, ::-1, ::-1]
+    factor = np.ascontiguousarray(factor.swapaxes(1, 2))  # V^T: what a column needs lies side by side
     values = np.concatenate([weights, free], axis=1)
     errors = np.zeros((rows, len(order)))
     result, corrected = np.zeros((rows, columns), np.int64), np.zeros_like(free)
     for position, column in enumerate(order):
-        before = np.sum(errors[:, :position] * factor[:, :position, position], axis=1)
+        before = np.sum(errors[:, :position] * factor[:, position, :position], axis=1)
         wanted = values[:, column] - before / factor[:, position, position]
         if column >= columns:
             corrected[:, column - columns] = wanted

@@ -150,6 +150,8 @@ def score(console: Console, scores: Score, lyapunov: Dynamics | None = None) -> 
     count = len(lyapunov.step_map.mean)
     columns = ["system", *(f">{name}" for name in ("largest", "second", "third")[:count]), ">varies by", "differences"]
     note = f"growth rates of small differences, 1/step, over {lyapunov.step_map.steps} steps"
+    if lyapunov.chaotic:
+        note += "; the closed loop is chaotic: TQS, and the deviation that a plan predicts, are lower bounds"
     table(console, "Finite-time Lyapunov exponents", columns, rows, note)
 
 
@@ -172,6 +174,7 @@ def score_table(scores: Score, lyapunov: Dynamics | None) -> dict[str, Any]:
             for entry in scores.units
         ],
         "lyapunov": lyapunov,
+        "chaotic": lyapunov.chaotic if lyapunov is not None else None,
     }
 
 

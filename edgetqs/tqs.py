@@ -1,7 +1,7 @@
 """Trajectory-based Quantization Sensitivity: how a weight error grows over a rollout.
 
 For a unit l with weights W, Gaussian directions d with |d| = eps |W|, both
-signs, and T steps from the same starting states,
+signs, run through the same histories from reset and T steps on from there,
 
     G(T) = E[ 1/T sum_t mean_o (y_t(W +- d) - y_t(W))_o^2 / s_o^2 ] / |d|^2
 
@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, State, Values, next_input, run, step, zero_state
+from edgetqs.model import RECURRENT, Forecaster
+from edgetqs.rollout import Cell, State, Values, next_input, step, zero_state
 from edgetqs.trajectories import Trajectories, synthesise
 from edgetqs.units import Unit, norm, units, weights
 
@@ -60,7 +60,10 @@ class UnitScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """TQS of every unit, over ``horizon`` steps; ``scored`` of them before saturation."""
+    """TQS of every unit, over ``horizon`` steps; ``scored`` of them before saturation.
+
+    A forward pass is one step of one model, those of the histories included.
+    """
 
     granularity: str
     horizon: int
@@ -98,30 +101,34 @@ def score(
     trajectories: int = 48,
     seed: int = 0,
     start: Trajectories | None = None,
-    perturb_burn_in: bool = False,
+    perturb_burn_in: bool = True,
 ) -> Score:
     """The sensitivity of each unit of a streaming forecaster.
 
     Without feedback the trajectory is the recurrence over the window and
     ``horizon`` is ignored. ``start`` replaces the synthetic starting states,
-    for an audit with data. ``perturb_burn_in`` lets the perturbed weights run
-    the histories too, as a deployed model does. Raises ``BadInput`` for models
-    that cannot stream.
+    for an audit with data. The perturbed weights run the histories too, as a
+    deployed model does; without ``perturb_burn_in``, the ablation, they take
+    over at the starting state. Raises ``BadInput`` for models that cannot
+    stream.
     """
     if not forecaster.feedback.pairs:
         horizon = forecaster.window
     if start is None:
         ahead = horizon + bool(forecaster.feedback.pairs)  # a closed loop's first output is already there
         start = synthesise(forecaster, ahead, count=trajectories, seed=seed, dtype=np.float32)
+    history = None
     if perturb_burn_in and forecaster.feedback.pairs:
-        start = _from_reset(start)
+        history = History.of(start.stack, start.burn_in)
+        start = replace(start, state=history.state, x=start.burn_in[:, -1], y=history.output)
     rng = np.random.default_rng(seed)
     reference, states, inputs = _reference(forecaster, start)
     states = tuple(tuple(value.reshape(-1, value.shape[-1]) for value in one) for one in states)
     one_step = step(start.stack, states, inputs.reshape(-1, inputs.shape[-1]))[0]
 
     measured: list[Measured] = []
-    passes = len(inputs.reshape(-1, 1)) // inputs.shape[-1]
+    rollout = reference.shape[0] * reference.shape[1] + (history.steps * len(start.x) if history else 0)
+    passes = rollout
     for unit in units(forecaster, granularity):
         size = norm(forecaster, unit)
         if size == 0:
@@ -131,14 +138,15 @@ def score(
 
         def growth_at(scale: float, unit: Unit = unit, deltas: list[Values] = deltas) -> Values:
             stack = _perturbed(start.stack, unit, deltas, scale)
-            return _growth(forecaster, start, reference, stack, scale, perturb_burn_in)
+            after = None if history is None else history.again(stack, unit)
+            return _growth(forecaster, start, reference, stack, scale, after)
 
         growth, epsilon, flag, evaluations = plateau(growth_at, size)
         tilted = _perturbed(start.stack, unit, deltas, epsilon * size)
         off = step(tilted, states, inputs.reshape(-1, inputs.shape[-1]))[0] - one_step
         local = float(np.mean((off / start.spread) ** 2)) / (epsilon * size) ** 2
         measured.append(Measured(unit, growth, local, epsilon, flag, size))
-        passes += len(deltas[0]) * (evaluations * reference.shape[0] * reference.shape[1] + len(one_step))
+        passes += len(deltas[0]) * (evaluations * rollout + len(one_step))
     counts = (len(start.reference), start.collapsed, start.diverged, passes)
     return summarise(granularity, horizon, measured, start.spread, counts)
 
@@ -175,7 +183,7 @@ def _reference(forecaster: Forecaster, start: Trajectories) -> tuple[Values, Sta
     state = start.state
     outputs: list[Values] = []
     before, inputs = [], []
-    for x in _drive(forecaster, start, outputs):
+    for x in _drive(forecaster, start, outputs, start.y):
         before.append(state)
         inputs.append(x)
         y, state = step(start.stack, state, x)
@@ -187,21 +195,61 @@ def _reference(forecaster: Forecaster, start: Trajectories) -> tuple[Values, Sta
     return np.stack(outputs), states, np.stack(inputs)
 
 
-def _from_reset(start: Trajectories) -> Trajectories:
-    """The same histories with every rollout beginning where its history ends."""
-    outputs, state = run(start.stack, zero_state(start.stack, (len(start.x),)), start.burn_in)
-    return replace(start, state=state, x=start.burn_in[:, -1], y=outputs[:, -1])
+@dataclass(frozen=True, slots=True)
+class History:
+    """The unperturbed run through the histories, from reset.
+
+    ``seen`` has what each layer takes at each step (W, B, columns); ``output``
+    (B, outputs) and ``state`` are the last.
+    """
+
+    seen: tuple[Values, ...]
+    output: Values
+    state: State
+
+    @property
+    def steps(self) -> int:
+        return len(self.seen[0])
+
+    @staticmethod
+    def of(stack: tuple[Cell, ...], inputs: Values) -> History:
+        """From normalised inputs (B, W, inputs)."""
+        value, seen, ends = np.moveaxis(inputs, 1, 0), [], []
+        for one in stack:
+            seen.append(value)
+            state, outputs = zero_state((one,), (inputs.shape[0],)), []
+            for x in value:
+                y, state = step((one,), state, x)
+                outputs.append(y)
+            value = np.stack(outputs)
+            ends.append(state[0])
+        return History(tuple(seen), value[-1], tuple(ends))
+
+    def again(self, stack: tuple[Cell, ...], unit: Unit) -> tuple[Values, State]:
+        """(last output, state) of a stack in which only the unit's weights differ.
+
+        Layers below the unit see and do what they did, so they are not run
+        again; nor are earlier steps where no layer from the unit on remembers
+        them.
+        """
+        first = min(block.layer for block in unit.blocks)
+        own = stack[first:]
+        state = zero_state(own, self.seen[first].shape[1:2])
+        remembers = any(isinstance(one.layer, RECURRENT) for one in own)
+        for x in self.seen[first] if remembers else self.seen[first][-1:]:
+            y, state = step(own, state, x)
+        return y, (*self.state[:first], *state)
 
 
-def _drive(forecaster: Forecaster, start: Trajectories, outputs: list[Values], first: Values | None = None):
+def _drive(forecaster: Forecaster, start: Trajectories, outputs: list[Values], first: Values):
     """The input of each step; in a closed loop it reads the outputs appended meanwhile.
 
-    ``first`` is the last output of the history where it is not the reference's.
+    ``first`` is the last output of the history.
     """
     if not forecaster.feedback.pairs:
         yield from np.moveaxis(start.future, -2, 0)
         return
-    x, y = start.x, start.y if first is None else first
+    x, y = start.x, first
     for k in range(start.future.shape[-2] - 1):
         x = next_input(forecaster, x, y, start.future[..., k, :])
         yield x
@@ -235,14 +283,11 @@ def _growth(
     reference: Values,
     stack: tuple[Cell, ...],
     size: float,
-    burn_in: bool,
+    history: tuple[Values, State] | None,
 ) -> Values:
-    """G by step (T,) of one perturbed stack, perturbed from reset on if ``burn_in``."""
+    """G by step (T,) of one perturbed stack, from its own (output, state) after ``history``, else the reference's."""
     outputs: list[Values] = []
-    state, first = start.state, None
-    if burn_in and forecaster.feedback.pairs:
-        history, state = run(stack, zero_state(stack, (len(start.x),)), start.burn_in)
-        first = history[..., -1, :]
+    first, state = history or (start.y, start.state)
     growth = []
     for t, x in enumerate(_drive(forecaster, start, outputs, first)):
         y, state = step(stack, state, x)

@@ -561,6 +561,7 @@ def test_init_writes_a_configuration_that_the_black_box_reads(here):
         (["score", "m.keras", "--black-box"], ["m.keras: a black box is a .tflite file"]),
         (["score", "m.tflite", "--black-box", "--granularity", "gate"], ["no gates"]),
         (["plan", "m.tflite", "--black-box", "--flash-budget", 9], ["no device", "--weight-budget"]),
+        (["plan", "m.tflite", "--black-box", "--refine"], ["plan --black-box: --refine", "leave out --refine"]),
         (["plan", "m.keras", "--apply", "q.tflite", "--target", "x86"], ["--apply needs --black-box"]),
     ],
 )

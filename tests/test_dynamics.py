@@ -1,16 +1,20 @@
 """Lyapunov exponents: systems whose exponents are known."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from models import random_forecaster
+from rich.console import Console
 
+from edgetqs import show
 from edgetqs.dynamics import WARM_UP, _exponents, dynamics
 from edgetqs.model import Channel, Dense, Feedback, Forecaster, SimpleRnn, frozen
 from edgetqs.project import load_project
 from edgetqs.rollout import cells, step
+from edgetqs.tqs import score
 from edgetqs.trajectories import synthesise
 
 
@@ -89,6 +93,28 @@ def test_replacing_weights_changes_the_exponents():
     forecaster = random_forecaster("rnn", 6, 2, 1)
     other = replace(forecaster, layers=random_forecaster("rnn", 6, 2, 1, seed=5).layers)
     assert dynamics(forecaster) != dynamics(other)
+
+
+def shown(name: str, horizon: int) -> str:
+    """What `score` prints of a model of the suite."""
+    folder = Path(__file__).resolve().parents[1] / "bench" / "models"
+    forecaster = load_project(folder / f"{name}.keras", folder / f"{name[:-2]}.toml").forecaster
+    found, text = dynamics(forecaster, horizon), io.StringIO()
+    scores = score(forecaster, horizon, "layer", trajectories=8)
+    show.score(Console(file=text), scores, found)
+    assert show.score_table(scores, found)["chaotic"] is found.chaotic
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["lorenz-1", "lorenz-2"])
+def test_chaos_is_flagged(name):
+    assert "chaotic: TQS" in shown(name, 24)
+    assert "chaotic" not in shown(name, 2)  # too few steps for anything to grow
+
+
+@pytest.mark.parametrize("name", ["weather-1", "glucose-2", "sst-1", "tide-1", "oscillator-1", "flow-1"])
+def test_sensor_models_are_not_chaotic(name):
+    assert "chaotic" not in shown(name, 24)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import KINDS, random_forecaster
+from models import KINDS, random_forecaster, uniform
 
-from edgetqs.lesson import Lesson, forecast
+from edgetqs.lesson import MOST_STEPS, Lesson, forecast
+from edgetqs.quantizer import quantize
 from edgetqs.rollout import cells
 
 
@@ -58,3 +59,24 @@ def test_same_seed_same_lesson():
     first, second, other = (Lesson.of(forecaster, 10, 24, seed) for seed in (0, 0, 1))
     assert np.array_equal(first.history, second.history)
     assert not np.array_equal(first.history, other.history)
+
+
+def test_steps_follow_the_horizon():
+    closed, direct = (random_forecaster("rnn", 4, 2, 1, feedback=feedback, window=30) for feedback in (True, False))
+    assert [Lesson.steps(closed, horizon) for horizon in (None, 7, 1000)] == [24, 7, MOST_STEPS]
+    assert {Lesson.steps(direct, horizon) for horizon in (None, 7, 1000)} == {30}
+
+
+@pytest.mark.parametrize("horizon", [None, 7])
+def test_rounding_looks_as_far_ahead_as_asked(monkeypatch, horizon):
+    seen = []
+    of = Lesson.of
+
+    def noted(teacher, steps, *options):
+        seen.append(steps)
+        return of(teacher, steps, *options)
+
+    monkeypatch.setattr(Lesson, "of", staticmethod(noted))
+    forecaster = random_forecaster("rnn", 3, 2, 1, layers=1)
+    quantize(forecaster, uniform(forecaster, 4), "learned", horizon=horizon)
+    assert seen == [horizon or 24] * 4  # the metrics', the styles', and two to learn from

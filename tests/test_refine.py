@@ -13,7 +13,7 @@ from edgetqs.distill import dequantized
 from edgetqs.errors import BadInput
 from edgetqs.observe import observe
 from edgetqs.planner import Table, plan
-from edgetqs.quantizer import rounded
+from edgetqs.quantizer import quantize, rounded
 from edgetqs.refine import STYLE, Bench, Search, refine
 from edgetqs.tqs import score
 
@@ -23,6 +23,12 @@ def bench_of(forecaster, granularity="gate", rounding="trajectory"):
     table = Table.of(forecaster, scores, "portable")
     metrics = curvature(forecaster) if rounding != "nearest" else None
     return scores, table, Bench.of(forecaster, table, scores.horizon, rounding, observe(forecaster), metrics)
+
+
+def built(forecaster, bench, plan):
+    """The judged error of the model that a build makes."""
+    model = quantize(forecaster, plan.widths(), observations=observe(forecaster), horizon=8)
+    return bench.judged.error(dequantized(forecaster, model))
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "trajectory"])
@@ -56,10 +62,10 @@ def test_refined_plans_fit_and_are_not_worse(kind):
     low, high = (table.total([w] * len(table.units)) for w in (4, 8))
     for budget in (low, (low + high) // 2, high - 1):
         first = plan(forecaster, scores, budget, "portable")
-        better = refine(forecaster, scores, first, observations=observe(forecaster), metrics=curvature(forecaster))
+        better = refine(forecaster, scores, first, observations=observe(forecaster), metrics=curvature(forecaster, 8))
         assert better.weight_bytes <= budget
         assert better.budget_bytes == budget
-        before, after = bench.errors([tuple(u.width for u in p.units) for p in (first, better)], judged=True)
+        before, after = (built(forecaster, bench, p) for p in (first, better))
         assert after <= before
         assert better.refined == pytest.approx(after**0.5, rel=1e-4)
 
@@ -80,8 +86,8 @@ def test_a_wrong_score_is_mended():
     upside_down = replace(scores, units=tuple(replace(u, sensitivity=1 / u.sensitivity) for u in scores.units))
     low, high = (table.total([w] * len(table.units)) for w in (4, 8))
     bad = plan(forecaster, upside_down, (low + high) // 2, "portable")
-    better = refine(forecaster, scores, bad, observations=observe(forecaster), metrics=curvature(forecaster))
-    before, after = bench.errors([tuple(u.width for u in p.units) for p in (bad, better)], judged=True)
+    better = refine(forecaster, scores, bad, observations=observe(forecaster), metrics=curvature(forecaster, 8))
+    before, after = (built(forecaster, bench, p) for p in (bad, better))
     assert after < 0.5 * before
 
 

@@ -32,6 +32,7 @@ from edgetqs.rollout import (
     normalise,
     physical,
     run,
+    side_by_side,
     sigmoid,
     step,
     step_cell,
@@ -307,3 +308,13 @@ def test_dense_and_activation_apply_to_every_step():
 def test_layers_over_windows_cannot_step(layer):
     with pytest.raises(BadInput, match="odd one"):
         step((cell(layer),), ((),), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_side_by_side_do_what_each_does(kind):
+    every = [cells(random_forecaster(kind, 5, 3, 2, seed=seed)) for seed in range(3)]
+    inputs = np.random.default_rng(0).normal(size=(4, 6, 3))
+    together, _ = run(side_by_side(every), zero_state(every[0], (4,)), inputs)
+    assert together.shape == (3, 4, 6, 2)
+    for stack, outputs in zip(every, together, strict=True):
+        np.testing.assert_allclose(outputs, run(stack, zero_state(stack, (4,)), inputs)[0], rtol=1e-12)

@@ -54,14 +54,24 @@ def tiny(kind: str, **options: object) -> Forecaster:
     return random_forecaster(kind, 2, 2, 1, layers=1, window=6, **options)
 
 
+def from_reset(forecaster: Forecaster, stack: tuple, start: Trajectories, horizon: int) -> np.ndarray:
+    """(B, horizon + 1, outputs): the histories from reset, then the closed loop."""
+    history, state = rollout.run(stack, rollout.zero_state(stack, (len(start.x),)), start.burn_in)
+    last = start.burn_in[:, -1], history[..., -1, :]
+    return rollout.closed_loop(forecaster, stack, state, *last, horizon + 1, start.future)[0]
+
+
+@pytest.mark.parametrize("burn_in", [True, False])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_score_equals_the_squared_jacobian_of_the_rollout(linear, kind, granularity):
+def test_score_equals_the_squared_jacobian_of_the_rollout(linear, kind, granularity, burn_in):
     forecaster, horizon = tiny(kind), 5
     start = synthesise(forecaster, horizon + 1, count=5, seed=1)
-    scores = score(forecaster, horizon, granularity, directions=DIRECTIONS, start=start)
+    scores = score(forecaster, horizon, granularity, directions=DIRECTIONS, start=start, perturb_burn_in=burn_in)
 
     def outputs(stack):
+        if burn_in:
+            return from_reset(forecaster, stack, start, horizon)
         return rollout.closed_loop(forecaster, stack, start.state, start.x, start.y, horizon + 1, start.future)[0]
 
     for entry in scores.units:
@@ -91,7 +101,8 @@ def test_local_score_is_one_step_from_the_reference(linear, kind):
     scores = score(forecaster, horizon, directions=DIRECTIONS, start=start)
 
     def outputs(stack):
-        state, x, y, steps = start.state, start.x, start.y, []
+        history, state = rollout.run(start.stack, rollout.zero_state(start.stack, (5,)), start.burn_in)
+        x, y, steps = start.burn_in[:, -1], history[:, -1], []
         for k in range(horizon):
             x = rollout.next_input(forecaster, x, y, start.future[:, k])
             steps.append(rollout.step(stack, state, x)[0])
@@ -112,11 +123,36 @@ def test_one_direction_of_one_weight_is_exact(linear):
     scores = score(forecaster, 3, start=start)
 
     def outputs(stack):
-        return rollout.closed_loop(forecaster, stack, start.state, start.x, start.y, 4, start.future)[0]
+        return from_reset(forecaster, stack, start, 3)
 
     for entry in scores.units:
         derivatives = jacobian(start.stack, entry.unit, outputs)[:, :, 1:]
         assert entry.sensitivity == pytest.approx(float(np.mean((derivatives / start.spread) ** 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_below_a_unit_need_not_run_again(kind):
+    forecaster = random_forecaster(kind, 6, 3, 2, layers=3)
+    start = synthesise(forecaster, 4, count=5, dtype=np.float32)
+    stack, zero = start.stack, rollout.zero_state(start.stack, (5,))
+    history = tqs.History.of(stack, start.burn_in)
+    plain, after = rollout.run(stack, zero, start.burn_in)
+    np.testing.assert_array_equal(history.output, plain[:, -1])
+    assert_same(history.state, after)
+    rng = np.random.default_rng(0)
+    for granularity in GRANULARITIES:
+        for unit in units(forecaster, granularity):
+            moved = tqs._perturbed(stack, unit, tqs._directions(forecaster, unit, 3, rng), 0.1)
+            whole, state = rollout.run(moved, zero, start.burn_in)
+            last, shared = history.again(moved, unit)
+            np.testing.assert_array_equal(last, whole[..., -1, :])
+            assert_same(shared, state)
+
+
+def assert_same(one: rollout.State, other: rollout.State) -> None:
+    for own, others in zip(one, other, strict=True):
+        for a, b in zip(own, others, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def only(scores: Score, name: str) -> tqs.UnitScore:
@@ -210,8 +246,8 @@ def test_growth_has_one_figure_a_step(feedback, steps):
 def test_forward_passes_are_counted():
     scores = score(random_forecaster("rnn", 4, 2, 1), 10, "tensor", directions=3, trajectories=8)
     assert (scores.trajectories, {entry.epsilon for entry in scores.units}) == (8, {1e-2})
-    # The reference; then for each of 5 tensors 6 directions at eps, at eps / 2, and for one step.
-    assert scores.forward_passes == 8 * 10 * (1 + 5 * 6 * 3)
+    # The reference; then for each of 5 tensors 6 directions at eps, at eps / 2, and for one step without a history.
+    assert scores.forward_passes == 8 * (24 + 10) * (1 + 5 * 6 * 2) + 8 * 10 * 5 * 6
 
 
 def test_without_a_plateau_every_unit_is_flagged(monkeypatch):
