@@ -34,6 +34,9 @@ MAX_AXIS = 1 << 16
 #: Beyond it scales and offsets leave float32 when they are joined.
 MAX_NUMBER = 1e30
 
+#: What to do about a softmax.
+LOGITS = "At the end, logits = true under [model] in edgetqs.toml leaves it out: the largest is the same class."
+
 HINTS = {
     "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
     "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
@@ -43,7 +46,7 @@ HINTS = {
     "Masking": "Feed windows without gaps, and remove it.",
     "Model": "A model inside the model: add its layers to the outer one.",
     "Sequential": "A model inside the model: add its layers to the outer one.",
-    "Softmax": "End the model at its logits: the largest is the same class.",
+    "Softmax": LOGITS,
     "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
 }
 READABLE = (

@@ -13,18 +13,15 @@ KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 def read_model(path: str | Path, *, logits: bool = False) -> Forecaster:
     """The forecaster in a ``.keras``, ``.h5`` or ``.tflite`` file. Raises ``BadInput`` for anything else.
 
-    ``logits`` leaves out a softmax at the end of a ``.tflite``.
+    ``logits`` leaves out a softmax at the end.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput("no such file", str(path), "give the path of a trained model")
     if path.suffix.lower() in KERAS_SUFFIXES:
-        if logits:
-            todo = "save the Keras model without its softmax and leave logits out of edgetqs.toml"
-            raise BadInput("logits = true is for .tflite files", str(path), todo)
         from edgetqs.read_keras import read_keras
 
-        return read_keras(path)
+        return read_keras(path, logits=logits)
     if path.suffix.lower() == ".tflite":
         from edgetqs.read_tflite import read_tflite
 

@@ -63,11 +63,12 @@ SNAKE_CASE = {
 }
 
 
-def read_keras(path: str | os.PathLike[str]) -> Forecaster:
+def read_keras(path: str | os.PathLike[str], *, logits: bool = False) -> Forecaster:
     """The forecaster in a ``.keras`` or ``.h5`` file.
 
     Inputs are named x0, x1, ..., outputs y0, y1, ..., the model after the file.
-    A window of open length becomes 32 samples.
+    A window of open length becomes 32 samples. ``logits`` takes what a softmax
+    at the end is applied to as the output.
 
     Raises BadInput for a file that is damaged, hostile or contradicts itself,
     and Unsupported for a sound model that edgetqs cannot deploy; both name the
@@ -78,9 +79,20 @@ def read_keras(path: str | os.PathLike[str]) -> Forecaster:
     file = parse(data, str(path))
     nodes, shape = keras_graph.chain(file.config, str(path), file.keras_major)
     assembly = _Assembly(shape, str(path))
-    for node, tensors in zip(nodes, _weights(file, nodes), strict=True):
+    for node, tensors in zip(_without_softmax(nodes) if logits else nodes, _weights(file, nodes), strict=True):
         assembly.add(node, tensors)
     return assembly.forecaster(_identifier(path.stem, "model"), hashlib.sha256(data).hexdigest())
+
+
+def _without_softmax(nodes: Sequence[Node]) -> list[Node]:
+    """The layers with a softmax at their end made linear."""
+    changed = list(nodes)
+    last = max((k for k, node in enumerate(nodes) if node.kind not in VANISHING), default=None)
+    if last is not None and nodes[last].kind == "Softmax":
+        changed[last] = replace(nodes[last], kind="Identity")
+    elif last is not None and nodes[last].config.get("activation") == "softmax":
+        changed[last] = replace(nodes[last], config=nodes[last].config | {"activation": "linear"})
+    return changed
 
 
 def _weights(file: KerasFile, nodes: Sequence[Node]) -> list[tuple[Tensor, ...]]:
