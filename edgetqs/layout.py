@@ -41,7 +41,7 @@ PAD = 8
 MULTIPLIER_BYTES = 4
 BIAS_BYTES = 4
 
-_ASSEMBLY = ("edgetqs_blocks.h", "edgetqs_thumb2.h")
+_ASSEMBLY = ("edgetqs_blocks.h", "edgetqs_thumb.h", "edgetqs_thumb2.h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ LAYOUTS = {
     # Two int4 sums share 64 bits, the lower has 28 of them.
     "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _four_columns, _pack_thumb2, 480),
     "thumb1": Layout(
-        ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S", "edgetqs_thumb1_cells.S"),
+        ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S", "edgetqs_thumb1_cells.S", "edgetqs_thumb.h"),
         8,
         lambda rows, width: 4,
         _pack_thumb1,
@@ -265,7 +265,7 @@ LAYOUTS = {
         _scales_thumb1,
     ),
     "mve": Layout(
-        ("edgetqs_mve.c", "edgetqs_mve_rows.S", "edgetqs_mve_cells.S", "edgetqs_mve.h"),
+        ("edgetqs_mve.c", "edgetqs_mve_rows.S", "edgetqs_mve_cells.S", "edgetqs_thumb.h"),
         8,
         lambda rows, width: 1,
         _pack_mve,

@@ -13,7 +13,7 @@
  */
 #if defined(__ARM_FEATURE_MVE)
 
-#include "edgetqs_mve.h"
+#include "edgetqs_thumb.h"
 
 /* Of the table: the entries and the ones after them. */
     .macro  tables entries, next

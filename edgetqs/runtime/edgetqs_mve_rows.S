@@ -10,7 +10,7 @@
  */
 #if defined(__ARM_FEATURE_MVE)
 
-#include "edgetqs_mve.h"
+#include "edgetqs_thumb.h"
 
 /* On the stack, besides the registers that are saved. */
 #define TAIL 0                  /* columns behind the groups of eight */

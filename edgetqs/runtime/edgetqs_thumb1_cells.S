@@ -9,23 +9,7 @@
  */
 #if defined(__ARM_ARCH_6M__)
 
-    .syntax unified
-    .thumb
-
-    .macro  function name
-    .section .text.\name, "ax", %progbits
-    .balign 4
-    .global \name
-    .type   \name, %function
-    .thumb_func
-\name:
-    .endm
-
-    .macro  end_function name
-    .balign 4
-    .ltorg
-    .size   \name, . - \name
-    .endm
+#include "edgetqs_thumb.h"
 
 /* Saves what a function may not change. Changes r4 to r7. */
     .macro  enter

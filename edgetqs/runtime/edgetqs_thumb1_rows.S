@@ -6,8 +6,7 @@
  */
 #if defined(__ARM_ARCH_6M__)
 
-    .syntax unified
-    .thumb
+#include "edgetqs_thumb.h"
 
 /* The frame. What the eight sums of a block start from lies around what else a block starts with. */
 #define START 0                     /* of rows 0 to 3 */
@@ -23,19 +22,6 @@
 #define ADD 2
 #define CLIPPED 60                  /* other than 0 once a row was */
 #define FRAME 64
-
-    .macro  function name
-    .section .text.\name, "ax", %progbits
-    .balign 4
-    .global \name
-    .type   \name, %function
-    .thumb_func
-\name:
-    .endm
-
-    .macro  end_function name
-    .size   \name, . - \name
-    .endm
 
 /* Saves what a function may not change and fills the frame, except for the start. Then r0 is the stored words, r6
  * the number of columns in fours, r7 the sum of x. */

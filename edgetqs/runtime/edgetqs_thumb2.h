@@ -10,24 +10,10 @@
 #ifndef EDGETQS_THUMB2_H
 #define EDGETQS_THUMB2_H
 
+#include "edgetqs_thumb.h"
+
 #define BIASED 1
 #define ADD 2
-
-    .syntax unified
-    .thumb
-
-    .macro  function name
-    .section .text.\name, "ax", %progbits
-    .balign 4
-    .global \name
-    .type   \name, %function
-    .thumb_func
-\name:
-    .endm
-
-    .macro  end_function name
-    .size   \name, . - \name
-    .endm
 
 /* Saves what a function may not change, takes its arguments in; C is clear if there is no whole block. SSAT keeps
  * in the Q flag that it clipped; nothing else sets it, as layout.py proves that no sum overflows. */

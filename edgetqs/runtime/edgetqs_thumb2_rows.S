@@ -179,7 +179,6 @@
     finish_one
     bne     6b
     leave
-    .ltorg
     end_function edgetqs_rows4_thumb2
 
 #endif

@@ -1,6 +1,6 @@
-/* Assembler macros that the files for Helium share. */
-#ifndef EDGETQS_MVE_H
-#define EDGETQS_MVE_H
+/* Assembler macros that all assembly of the runtime shares. */
+#ifndef EDGETQS_THUMB_H
+#define EDGETQS_THUMB_H
 
     .syntax unified
     .thumb
@@ -15,6 +15,8 @@
     .endm
 
     .macro  end_function name
+    .balign 4
+    .ltorg
     .size   \name, . - \name
     .endm
 
