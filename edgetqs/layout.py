@@ -8,9 +8,9 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 ``portable``  one block. int8 row by row; int4 row by row, two columns a byte,
               first in the low half, odd rows padded with a zero.
 ``dsp``       blocks of four rows, the rest in blocks of one; columns padded to
-              4, in a block of one to 4 (int8) or 8 (int4). In a block of four
-              each half of a word holds one column of several rows; see
-              runtime/edgetqs_dsp.c.
+              4. In a block of four each half of a word holds one column of
+              several rows; in a block of one a byte is a weight of either
+              width; see runtime/edgetqs_dsp.c.
 ``thumb2``    blocks of four rows, the rest in blocks of one, padded as in dsp; see
               runtime/edgetqs_thumb2.c.
 ``thumb1``    blocks of eight rows, the rest in blocks of one; columns padded to 4.
@@ -149,9 +149,7 @@ def _pack_portable(weights: np.ndarray, width: int) -> bytes:
 
 def _pack_dsp(weights: np.ndarray, width: int) -> bytes:
     if len(weights) == 1:
-        order = [0, 2, 1, 3] if width == 8 else [0, 2, 4, 6, 1, 3, 5, 7]
-        fields = weights.reshape(-1, len(order))[:, order] + (8 if width == 4 else 0)
-        words = _fields(fields, width)
+        words = _fields(weights.reshape(-1, 4)[:, [0, 2, 1, 3]], 8)
     else:
         together = 16 // width
         offsets = 0 if width == 8 else np.array([8, 8, 8, 0])[:, None]
@@ -162,8 +160,8 @@ def _pack_dsp(weights: np.ndarray, width: int) -> bytes:
 
 def _pack_thumb2(weights: np.ndarray, width: int) -> bytes:
     if width == 8 or len(weights) == 1:
-        fields = weights.T if len(weights) > 1 else weights.reshape(-1, 32 // width)
-        return _fields(fields, width).astype("<u4").tobytes()
+        fields = weights.T if len(weights) > 1 else weights.reshape(-1, 4)
+        return _fields(fields, 8).astype("<u4").tobytes()
     offsets = np.array([8, 0, 8, 0])[:, None]
     rows, columns = [0, 3, 2, 1, 0, 3, 2, 1], [0, 0, 0, 1, 1, 1, 1, 0]
     pairs = (weights + offsets).reshape(4, -1, 2)
@@ -246,7 +244,7 @@ def _pad_columns(weights: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def _four_columns(rows: int, width: int) -> int:
-    return 8 if (rows, width) == (1, 4) else 4
+    return 4
 
 
 LAYOUTS = {

@@ -41,9 +41,7 @@ def weight_portable(words: list[int], rows: int, columns: int, width: int, row: 
 def weight_dsp(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
     """The way the kernels take the rows apart; see runtime/edgetqs_dsp.c."""
     if rows == 1:
-        order = [0, 2, 1, 3] if width == 8 else [0, 4, 1, 5, 2, 6, 3, 7]
-        value = field(words, column // len(order) * len(order) + order[column % len(order)], width)
-        return signed(value, 8) if width == 8 else value - 8
+        return signed(field(words, column // 4 * 4 + [0, 2, 1, 3][column % 4], 8), 8)
     if width == 8:
         half = signed(field(words, column // 2 * 4 + row // 2 * 2 + column % 2, 16), 16)
         low = signed(half, 8)
@@ -55,7 +53,7 @@ def weight_dsp(words: list[int], rows: int, columns: int, width: int, row: int, 
 def weight_thumb2(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
     """As two sums 2^28 apart; see runtime/edgetqs_thumb2.c."""
     if rows == 1:
-        return signed(field(words, column, width), width)
+        return signed(field(words, column, 8), 8)
     if width == 8:
         return signed(words[column] >> 8 * row, 8)
     word, turn = words[column // 2], 8 * (row // 2 + column % 2 * 2)
@@ -221,10 +219,10 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((3, 5), 8, "portable", 16),  # 15 bytes and one of padding
         ((3, 5), 4, "portable", 12),  # 3 bytes a row, 9, and three of padding
         ((3, 5), 8, "dsp", 24),
-        ((3, 5), 4, "dsp", 12),
-        ((5, 5), 4, "dsp", 16 + 4),  # columns padded to 8 in both kinds of blocks
-        ((5, 9), 4, "dsp", 24 + 8),  # to 12 in the block of four, to 16 in the block of one
-        ((5, 9), 4, "thumb2", 24 + 8),
+        ((3, 5), 4, "dsp", 24),  # rows alone are bytes
+        ((5, 5), 4, "dsp", 16 + 8),  # columns padded to 8 in both kinds of blocks
+        ((5, 9), 4, "dsp", 24 + 12),
+        ((5, 9), 4, "thumb2", 24 + 12),
         ((8, 1), 8, "mve", 8),
         ((8, 13), 8, "mve", 8 * 16),  # five columns are padded, four are not
         ((8, 12), 8, "mve", 8 * 12),

@@ -11,10 +11,8 @@
  * so that the sums of whole halves and of their low parts tell the rows apart:
  * three or seven instructions for four or eight products, where taking the rows
  * apart first costs four or eight.
- * In a block of one (padded to 4 columns at int8, 8 at int4):
- *   int8  bytes c0 c2 c1 c3, so that SXTB16 gives (c0, c1) and, rotated, (c2, c3)
- *   int4  value + 8 in nibbles c0 c2 c4 c6 c1 c3 c5 c7, so that
- *         (word >> 4k) & 0x000F000F gives (c2k, c2k+1)
+ * In a block of one, padded to 4 columns, weights of either width are bytes in the
+ * order c0 c2 c1 c3, so that SXTB16 gives (c0, c1) and, rotated, (c2, c3).
  * The sum of x takes off the 8s, once a vector. x is read as pairs of int16, up
  * to the padded length.
  *
@@ -44,11 +42,6 @@ static int32_t one8(const uint32_t *w, unsigned row, unsigned column)
     return edgetqs_field(w, row + column / 4u * 4u + place[column % 4u], 8);
 }
 
-static int32_t one4(const uint32_t *w, unsigned row, unsigned column)
-{
-    return edgetqs_offset_field(w, row + column / 8u * 8u + column % 8u / 2u + column % 2u * 4u, 4);
-}
-
 uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     static const edgetqs_blocks four = {4, 8, 4, block8};
@@ -59,7 +52,7 @@ uint32_t edgetqs_rows8_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, 
 uint32_t edgetqs_rows4_dsp(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     static const edgetqs_blocks four = {4, 4, 4, block4};
-    static const edgetqs_blocks one = {1, 4, 8, one4};
+    static const edgetqs_blocks one = {1, 8, 4, one8};
     return edgetqs_rows_in_blocks(m, x, y, add, &four, &one);
 }
 

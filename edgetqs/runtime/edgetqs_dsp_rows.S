@@ -85,6 +85,24 @@
     smlad   r9, r11, \x, r9
     .endm
 
+/* The rows that are left over, one by one; the end of the function. */
+    .macro  rows_left_over
+5:  left_over
+6:  ldr     r1, [sp]
+    mov     r6, #0
+7:  ldrd    r10, r11, [r1], #8
+    ldr     r12, [r0], #4
+    sxtb16  r4, r12
+    smlad   r6, r4, r10, r6
+    sxtb16  r4, r12, ror #8
+    smlad   r6, r4, r11, r6
+    cmp     r1, r2
+    bne     7b
+    finish_one
+    bne     6b
+    leave
+    .endm
+
     function edgetqs_rows8_dsp
     enter
     bcc     5f
@@ -104,20 +122,7 @@
     upper   r7, r8, r9
     finish  r6, r5, r9, r8
     bpl     1b
-5:  left_over
-6:  ldr     r1, [sp]
-    mov     r6, #0
-7:  ldrd    r10, r11, [r1], #8
-    ldr     r12, [r0], #4
-    sxtb16  r4, r12
-    smlad   r6, r4, r10, r6
-    sxtb16  r4, r12, ror #8
-    smlad   r6, r4, r11, r6
-    cmp     r1, r2
-    bne     7b
-    finish_one
-    bne     6b
-    leave
+    rows_left_over
     end_function edgetqs_rows8_dsp
 
 /* Two columns of four rows: whole sum in r5:r4, that of row 0 in r6, of 16 row 1 + row 0 in r7, of row 2 in r8.
@@ -141,6 +146,7 @@
 
     function edgetqs_rows4_dsp
     enter
+    bcc     5f
     sub     r12, r1, r2
     mov     r9, #0x00080008         @ 8 times the sum of x
 3:  ldmia   r1!, {r4, r5, r10, r11} @ the padding up to 8 values is zero
@@ -153,8 +159,6 @@
     rsb     r6, r7, #0              @ the sums start at what takes off the 8s:
     mov     r8, r6
     mov     r9, #0x000F000F
-    cmp     lr, #0
-    blt     5f
     movw    r11, #273               @ (2048 + 128 + 8) / 8
     smull   r4, r5, r6, r11
     add     r7, r6, r6, lsl #4      @ (128 + 8) / 8
@@ -180,26 +184,8 @@
     ldr     lr, [sp, #36]
     finish  r6, r9, r8, r5, 4, 28
     bpl     0b
-    pop     {r4-r10}
-5:  left_over
-6:  ldr     r1, [sp]
-    mov     r6, r8
-7:  ldr     r12, [r0], #4
-    ldrd    r10, r11, [r1], #8
-    and     r4, r9, r12
-    smlad   r6, r4, r10, r6
-    and     r4, r9, r12, lsr #4
-    smlad   r6, r4, r11, r6
-    ldrd    r10, r11, [r1], #8
-    and     r4, r9, r12, lsr #8
-    smlad   r6, r4, r10, r6
-    and     r4, r9, r12, lsr #12
-    smlad   r6, r4, r11, r6
-    cmp     r1, r2
-    blo     7b
-    finish_one
-    bne     6b
-    leave
+    add     sp, #28
+    rows_left_over
     end_function edgetqs_rows4_dsp
 
 #endif

@@ -10,8 +10,8 @@
  *         word & 0xF000000F is c0 r0 + 2^28 c0 r1: a long product makes two sums,
  *         2^28 apart; rotated by 8, 16 and 24 it gives the others. The lower of
  *         two rows holds value + 8.
- * In a block of one (padded to 4 columns at int8, 8 at int4) the columns follow
- * each other.
+ * In a block of one, padded to 4 columns, weights of either width are bytes, column
+ * by column.
  *
  * The core runs edgetqs_thumb2_rows.S; here is the same in C, weight by weight,
  * for a host and its sanitizers.
@@ -37,11 +37,6 @@ static int32_t one8(const uint32_t *w, unsigned row, unsigned column)
     return edgetqs_field(w, row + column, 8);
 }
 
-static int32_t one4(const uint32_t *w, unsigned row, unsigned column)
-{
-    return edgetqs_field(w, row + column, 4);
-}
-
 uint32_t edgetqs_rows8_thumb2(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     static const edgetqs_blocks four = {4, 8, 4, block8};
@@ -52,7 +47,7 @@ uint32_t edgetqs_rows8_thumb2(const edgetqs_rows *m, const int16_t *x, int16_t *
 uint32_t edgetqs_rows4_thumb2(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     static const edgetqs_blocks four = {4, 4, 4, block4};
-    static const edgetqs_blocks one = {1, 4, 8, one4};
+    static const edgetqs_blocks one = {1, 8, 4, one8};
     return edgetqs_rows_in_blocks(m, x, y, add, &four, &one);
 }
 

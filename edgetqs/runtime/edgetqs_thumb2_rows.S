@@ -81,6 +81,24 @@
     mla     r9, r12, r4, r9
     .endm
 
+/* The rows that are left over, one by one; the end of the function. */
+    .macro  rows_left_over
+5:  left_over
+6:  ldr     r1, [sp]
+    mov     r6, #0
+7:  ldr     r10, [r0], #4
+    .irp    rotation, 0, 8, 16, 24
+    ldrsh   r4, [r1], #2
+    sxtb    r12, r10, ror #\rotation
+    mla     r6, r12, r4, r6
+    .endr
+    cmp     r1, r2
+    bne     7b
+    finish_one
+    bne     6b
+    leave
+    .endm
+
     function edgetqs_rows8_thumb2
     enter
     bcc     5f
@@ -98,20 +116,7 @@
     bne     2b
     finish  r5, r6, r8, r9
     bpl     1b
-5:  left_over
-6:  ldr     r1, [sp]
-    mov     r6, #0
-7:  ldr     r10, [r0], #4
-    .irp    rotation, 0, 8, 16, 24
-    ldrsh   r4, [r1], #2
-    sxtb    r12, r10, ror #\rotation
-    mla     r6, r12, r4, r6
-    .endr
-    cmp     r1, r2
-    bne     7b
-    finish_one
-    bne     6b
-    leave
+    rows_left_over
     end_function edgetqs_rows8_thumb2
 
 /* Two columns of four rows: rows 0 and 1 in r5:r4, rows 2 and 3 in r7:r6. r8 holds 0xF000000F. Changes lr. */
@@ -139,14 +144,13 @@
 
     function edgetqs_rows4_thumb2
     enter
+    bcc     5f
 3:  ldrsh   r10, [r1], #2           @ minus 8 times the sum of x
     sub     r7, r10
     cmp     r1, r2
     bne     3b
     lsl     r4, r7, #3
     asr     r5, r4, #31
-    cmp     lr, #0
-    blt     5f
     mov     r6, r4
     mov     r7, r5
     ldr     r8, =0xF000000F
@@ -165,20 +169,7 @@
     finish  r9, r5, r8, r6, 20
     bpl     0b
     add     sp, #20
-5:  left_over
-6:  ldr     r1, [sp]
-    mov     r6, #0
-7:  ldr     r12, [r0], #4           @ eight columns
-    .irp    place, 0, 4, 8, 12, 16, 20, 24, 28
-    ldrsh   r4, [r1], #2
-    sbfx    r10, r12, #\place, #4
-    mla     r6, r10, r4, r6
-    .endr
-    cmp     r1, r2
-    blo     7b
-    finish_one
-    bne     6b
-    leave
+    rows_left_over
     end_function edgetqs_rows4_thumb2
 
 #endif
