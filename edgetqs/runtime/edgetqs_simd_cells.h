@@ -86,11 +86,7 @@ CELLS(void, sigmoid)(int16_t *values, unsigned count)
 
 CELLS(void, sigmoid_wide)(int16_t *values, unsigned count, unsigned table_shift)
 {
-    if (table_shift == 12u) {
-        sigmoids(values, count, 1);
-    } else {
-        sigmoids(values, count, 0);
-    }
+    sigmoids(values, count, (int)table_shift - 11);
 }
 
 CELLS(void, tanh)(int16_t *values, unsigned count, unsigned table_shift)
