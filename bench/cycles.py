@@ -1,9 +1,9 @@
 """make bench-cycles: where the instructions of an inference go, and an ESTIMATE of the cycles they take.
 
 A QEMU plugin (mix.c) tells how often each instruction ran between the marks,
-which branches were taken and what was read from flash. Cycles are those of the
-manuals' tables times these counts; no pipeline is simulated and no board was
-timed. Cores whose manuals give no timing (M7, M33, M55) get no estimate.
+which branches were taken and what was read from flash. Cycles are those of
+TIMINGS times these counts; no pipeline is simulated and no board was timed.
+Cores whose manuals give no timing (M7, M33, M55) get no estimate.
 ``--wait-states`` is what flash adds to each taken branch and each data read from
 flash; an accelerator or a cache hides part of it.
 """
@@ -68,8 +68,8 @@ def _m3_multiply(mnemonic: str) -> int:
     return 4 if "mull" in mnemonic else 2 if mnemonic.startswith("ml") else 1
 
 
-#: DDI 0484 table 3-1 (with the fast multiplier), DDI 0337 table 18-1, DDI 0439 table 3-1. A taken branch refills the
-#: pipeline: 1 to 3 cycles on M3 and M4, of which 2 are taken here; a division 2 to 12, of which 7 are.
+#: M3 by DDI 0337, table 3.1. M0+ (with the fast multiplier) and M4 are not yet checked against DDI 0484 and DDI 0439.
+#: A taken branch refills the pipeline: 1 to 3 cycles on M3 and M4, of which 2 are taken here; a division 2 to 12, of which 7 are.
 TIMINGS = {
     "cortex-m0plus": Timing(2, 2, False, 1, 0, lambda _: 1),
     "cortex-m3": Timing(2, 2, True, 2, 7, _m3_multiply),
@@ -189,7 +189,7 @@ def show(console: Console, model: str, profiles: dict[str, list[Place]], wait_st
         estimate = str(cycles(places, timing, wait_states)) if timing else "no table"
         rows.append([core, total, *(f"{mix[kind] / total:.1%}" for kind in kinds), taken, reads, estimate])
     columns = ["core", ">instructions", *(f">{kind}" for kind in kinds), ">taken", ">flash reads", ">ESTIMATED cycles"]
-    note = f"estimate by the manuals' tables, {wait_states} wait states; no board was timed"
+    note = f"estimate by cycles an instruction, {wait_states} wait states; no board was timed"
     table(console, f"{model}: {kernel_models.STEPS} steps", columns, rows, note)
     for core, places in profiles.items():
         by_function = Counter[str]()

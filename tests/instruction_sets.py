@@ -2,7 +2,7 @@
 
 QEMU executes more than a core has (its Cortex-M3 runs SMLAD), so running an
 image proves nothing. Cortex-M cores have white lists, by mnemonic and for
-Armv6-M by width too, after the architecture's manuals; for the Linux
+Armv6-M by width too: what is not on one is foreign. For the Linux
 processors, objects of this package are checked against what came later.
 """
 

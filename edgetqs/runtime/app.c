@@ -145,7 +145,7 @@ int main(void)
     put_row(state.steps, out);
 #endif
     put_unsigned(state.clipped, 1);
-    board_puts(" values clipped, ");
+    board_puts(" steps with clipped values, ");
     put_unsigned(board_stack_peak(), 1);
     board_puts(" bytes of stack used\n");
     return 0;
