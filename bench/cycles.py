@@ -69,7 +69,8 @@ def _m3_multiply(mnemonic: str) -> int:
 
 
 #: M3 by DDI 0337, table 3.1. M0+ (with the fast multiplier) and M4 are not yet checked against DDI 0484 and DDI 0439.
-#: A taken branch refills the pipeline: 1 to 3 cycles on M3 and M4, of which 2 are taken here; a division 2 to 12, of which 7 are.
+#: A taken branch refills the pipeline: 1 to 3 cycles on M3 and M4, of which 2 are taken here; a division 2 to 12, of
+#: which 7 are.
 TIMINGS = {
     "cortex-m0plus": Timing(2, 2, False, 1, 0, lambda _: 1),
     "cortex-m3": Timing(2, 2, True, 2, 7, _m3_multiply),

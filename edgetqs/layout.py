@@ -28,7 +28,7 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,8 +48,8 @@ _ASSEMBLY = ("edgetqs_blocks.h", "edgetqs_thumb.h", "edgetqs_thumb2.h")
 class Layout:
     """Weights in blocks of ``block`` rows (None: all in one block), the rest in blocks of ``rest`` (None: in one).
 
-    ``pack`` gives the bytes of one block; ``columns`` is what (block rows,
-    width) are padded to; ``most`` is the number of columns that the kernels'
+    ``pack`` gives the bytes of one block; ``columns`` is what columns are
+    padded to, by width; ``most`` is the number of columns that the kernels'
     sums have room for. ``biases`` gives a block's biases of some width as
     stored, ``scales`` multipliers and shifts. With ``biases_first`` biases stand in
     front of the weights.
@@ -57,7 +57,7 @@ class Layout:
 
     sources: tuple[str, ...]  # of runtime/
     block: int | None
-    columns: Callable[[int, int], int]
+    columns: Mapping[int, int]
     pack: Callable[[np.ndarray, int], bytes]
     most: int
     biases: Callable[[np.ndarray, int], np.ndarray] = lambda bias, width: bias
@@ -104,7 +104,7 @@ def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> n
     multiplier, shift = (values[start:stop].astype(np.int64) for values in (matrix.multiplier, matrix.shift))
     data = b""
     for low, high in blocks(stop - start, layout):
-        packed = layout.pack(_pad_columns(weights[low:high], layout.columns(high - low, width)), width)
+        packed = layout.pack(_pad_columns(weights[low:high], layout.columns[width]), width)
         packed += bytes(-len(packed) % 4)
         biases = layout.biases(bias[low:high], width).astype("<u4").tobytes() if bias.any() else b""
         data += biases + packed if layout.biases_first else packed + biases
@@ -131,7 +131,7 @@ def packed_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
 def _block_bytes(rows: int, columns: int, width: int, kernels: str) -> int:
     layout, none = layout_of(kernels), np.zeros(rows, np.int64)
     filled = len(layout.scales(none, none)) - rows  # each with a multiplier, and a bias at most
-    packed = layout.pack(_pad_columns(np.zeros((rows, columns)), layout.columns(rows, width)), width)
+    packed = layout.pack(_pad_columns(np.zeros((rows, columns)), layout.columns[width]), width)
     return padded(len(packed), 4) + filled * (MULTIPLIER_BYTES + BIAS_BYTES)
 
 
@@ -243,20 +243,18 @@ def _pad_columns(weights: np.ndarray, multiple: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(weights.astype(np.int64), ((0, 0), (0, extra))))
 
 
-def _four_columns(rows: int, width: int) -> int:
-    return 4
-
+_FOURS = {4: 4, 8: 4}
 
 LAYOUTS = {
-    "portable": Layout((), None, lambda rows, width: 1 if width == 8 else 2, _pack_portable, ACCUMULATOR_LIMIT),
+    "portable": Layout((), None, {4: 2, 8: 1}, _pack_portable, ACCUMULATOR_LIMIT),
     # An int4 sum on its way holds up to 136 * 32768 a column.
-    "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _four_columns, _pack_dsp, 480),
+    "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _FOURS, _pack_dsp, 480),
     # Two int4 sums share 64 bits, the lower has 28 of them.
-    "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _four_columns, _pack_thumb2, 480),
+    "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _FOURS, _pack_thumb2, 480),
     "thumb1": Layout(
         ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S", "edgetqs_thumb1_cells.S", "edgetqs_thumb.h"),
         8,
-        lambda rows, width: 4,
+        _FOURS,
         _pack_thumb1,
         ACCUMULATOR_LIMIT,
         _biases_thumb1,
@@ -265,7 +263,7 @@ LAYOUTS = {
     "mve": Layout(
         ("edgetqs_mve.c", "edgetqs_mve_rows.S", "edgetqs_mve_cells.S", "edgetqs_thumb.h"),
         8,
-        lambda rows, width: 1,
+        {4: 1, 8: 1},
         _pack_mve,
         ACCUMULATOR_LIMIT,
         _biases_mve,
@@ -276,7 +274,7 @@ LAYOUTS = {
     "simd": Layout(
         ("edgetqs_simd.c", "edgetqs_simd_avx2.c", "edgetqs_simd.h", "edgetqs_simd_cells.h"),
         8,
-        lambda rows, width: 8,
+        {4: 8, 8: 8},
         _pack_simd,
         584,
         lambda bias, width: _filled(bias),

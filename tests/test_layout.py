@@ -134,7 +134,7 @@ BIAS = {"thumb1": bias_thumb1, "mve": bias_mve}
 def columns_stored(rows: int, columns: int, width: int, kernels: str) -> int:
     if kernels == "mve":
         return padded(columns) if rows < 8 or columns % 8 > (4 if width == 8 else 3) else columns
-    return padded(columns, layout_of(kernels).columns(rows, width))
+    return padded(columns, layout_of(kernels).columns[width])
 
 
 def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
