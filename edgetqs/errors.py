@@ -39,6 +39,10 @@ class Unsupported(BadInput):
     """The model is well formed but holds what edgetqs cannot deploy."""
 
 
+#: What to do about a softmax, whichever file it is in.
+LOGITS = "At the end, logits = true under [model] in edgetqs.toml leaves it out: the largest is the same class."
+
+
 class ToolMissing(EdgeTqsError):
     """A compiler, an emulator or a board is not there."""
 

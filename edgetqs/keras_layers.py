@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetqs.errors import BadInput, Unsupported
+from edgetqs.errors import LOGITS, BadInput, Unsupported
 from edgetqs.keras_files import SAVE_AGAIN, Tensor
 from edgetqs.model import Array, Bidirectional, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
 
@@ -33,9 +33,6 @@ MAX_AXIS = 1 << 16
 
 #: Beyond it scales and offsets leave float32 when they are joined.
 MAX_NUMBER = 1e30
-
-#: What to do about a softmax.
-LOGITS = "At the end, logits = true under [model] in edgetqs.toml leaves it out: the largest is the same class."
 
 HINTS = {
     "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",

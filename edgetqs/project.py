@@ -157,7 +157,7 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
         raise BadInput("names no model", str(config), 'add file = "model.keras" under [model]')
     path = model if model is not None else config.parent / str(file)
     logits = about.take("logits", bool, False)
-    forecaster = read_model(path, logits=True) if logits and reader is None else (reader or read_model)(path)
+    forecaster = reader(path) if reader is not None else read_model(path, logits=logits)
     forecaster = replace(
         forecaster,
         name=about.take("name", str, forecaster.name),

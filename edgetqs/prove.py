@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,17 +128,18 @@ def _run_application(subject: Subject) -> tuple[Link, int | None]:
     (folder / "output.txt").write_text(printed, encoding="utf-8")
     rows = [line.split("\t")[1:] for line in printed.splitlines() if line.count("\t") == len(model.outputs)][1:]
     expected = _application_forecast(subject)
-    stack = next((line.split()[3] for line in printed.splitlines() if line.endswith("of stack used")), "0")
+    said = re.search(r"(\d+) bytes of stack used$", printed, re.MULTILINE)
+    stack = int(said[1]) if said else 0
     try:
         values = np.array(rows, np.float64).reshape(expected.shape)
     except ValueError:
-        return Link("differs", f"printed {len(rows)} rows of {len(expected)}"), int(stack)
+        return Link("differs", f"printed {len(rows)} rows of {len(expected)}"), stack
     # Three decimals are printed, of the value or, below 0.01 and from a million on, of its mantissa.
     size = np.abs(expected)
     tolerance = np.where((size < 0.01) | (size >= 1e6), 0.0006 * size, 0.0006 + 1e-6 * size)
     if not (np.abs(values - expected) <= tolerance).all():
-        return Link("differs", "the printed forecast"), int(stack)
-    return Link("exact", f"{len(rows)} rows printed"), int(stack)
+        return Link("differs", "the printed forecast"), stack
+    return Link("exact", f"{len(rows)} rows printed"), stack
 
 
 def _application_forecast(subject: Subject) -> np.ndarray:

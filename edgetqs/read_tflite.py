@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetqs.errors import BadInput, Unsupported
+from edgetqs.errors import LOGITS, BadInput, Unsupported
 from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer, Reshape
 from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
 from edgetqs.rollout import Values
@@ -35,7 +35,6 @@ from edgetqs.tflite_trace import Trace, Unknown
 AGREEMENT = 2e-5
 AGAIN = "convert the model again"
 BLACK_BOX = "`edgetqs score` and `edgetqs plan` take any .tflite with --black-box"
-LOGITS = "logits = true under [model] in edgetqs.toml ends the model ahead of it: the largest is the same class"
 _LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 
 

@@ -40,7 +40,7 @@ name = "temperature"
 def reader(monkeypatch):
     """Any existing file holds FORECASTER."""
 
-    def read(path: Path) -> Forecaster:
+    def read(path: Path, **options: object) -> Forecaster:
         if not Path(path).exists():
             raise BadInput("no such file", str(path))
         return replace(FORECASTER, name=Path(path).stem)
@@ -151,7 +151,7 @@ def test_scaling(folder, scaling, mean, std):
 
 def test_scaling_comes_before_the_one_in_the_model(folder, monkeypatch):
     inside = (Channel("x0", "", 10.0, 2.0), *FORECASTER.inputs[1:])
-    monkeypatch.setattr(project, "read_model", lambda path: replace(FORECASTER, inputs=inside))
+    monkeypatch.setattr(project, "read_model", lambda path, **options: replace(FORECASTER, inputs=inside))
     text = '[[input]]\nname="a"\nmean=5\nstd=3\n[[input]]\nname="b"\n[[input]]\nname="c"\n'
     channel = loaded(folder, text).forecaster.inputs[0]
     value = 71.0
@@ -359,7 +359,7 @@ def test_suggestion_reads_back(folder, monkeypatch, name):
         inputs=tuple(Channel(f"{name}{k}") for k in range(3)),
         outputs=tuple(Channel(f"{name}{k}") for k in range(2)),
     )
-    monkeypatch.setattr(project, "read_model", lambda path: strange)
+    monkeypatch.setattr(project, "read_model", lambda path, **options: strange)
     text = suggest(strange, folder / "m.keras")
     path = folder / "edgetqs.toml"
     path.write_text(text, encoding="utf-8")
@@ -370,7 +370,7 @@ def test_suggestion_reads_back(folder, monkeypatch, name):
 
 def test_suggestion_of_a_direct_forecaster_reads_back(folder, monkeypatch):
     direct = random_forecaster("rnn", 2, 1, 4, feedback=False)
-    monkeypatch.setattr(project, "read_model", lambda path: direct)
+    monkeypatch.setattr(project, "read_model", lambda path, **options: direct)
     (folder / "edgetqs.toml").write_text(suggest(direct, folder / "m.keras"))
     assert load_project(None, None).forecaster == direct
 

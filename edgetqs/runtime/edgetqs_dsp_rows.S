@@ -50,13 +50,7 @@
     add     \s3, r12
 3:
     .endif
-4:  ldmia   r0!, {r3, r10, r11, r12}
-    mov     r1, #0x80000000
-    requantize \s0, r3
-    requantize \s1, r10
-    requantize \s2, r11
-    requantize \s3, r12
-    ldr     r3, [sp, #\frame + 4]
+4:  requantize_four \s0, \s1, \s2, \s3, \frame
     pkhbt   \s0, \s0, \s1, lsl #16
     pkhbt   \s2, \s2, \s3, lsl #16
     bcc     4f
@@ -66,12 +60,7 @@
     qadd16  \s2, \s2, r11
 4:  str     \s0, [r3], #4
     str     \s2, [r3], #4
-    subs    lr, #4
-    .if     \frame
-    strd    r3, lr, [sp, #\frame + 4]
-    .else
-    str     r3, [sp, #4]
-    .endif
+    next_block \frame
     .endm
 
 /* Two columns. Rows 0 and 1: whole sum in r5:r4, low bytes' sum in r6; rows 2 and 3: r8:r7, r9. */

@@ -59,4 +59,25 @@
     ssat    \sum, #16, r7
     .endm
 
+/* Four sums become values; r3 is y then. Changes r1, r4, r7, r10, r11, r12. */
+    .macro  requantize_four s0, s1, s2, s3, frame
+    ldmia   r0!, {r3, r10, r11, r12}
+    mov     r1, #0x80000000
+    requantize \s0, r3
+    requantize \s1, r10
+    requantize \s2, r11
+    requantize \s3, r12
+    ldr     r3, [sp, #\frame + 4]
+    .endm
+
+/* From y in r3 to the next block: N once there is none. lr is kept on the stack where the block's loop takes it. */
+    .macro  next_block frame
+    subs    lr, #4
+    .if     \frame
+    strd    r3, lr, [sp, #\frame + 4]
+    .else
+    str     r3, [sp, #4]
+    .endif
+    .endm
+
 #endif

@@ -15,13 +15,7 @@
     add     \s1, r10
     add     \s2, r11
     add     \s3, r12
-3:  ldmia   r0!, {r3, r10, r11, r12}
-    mov     r1, #0x80000000
-    requantize \s0, r3
-    requantize \s1, r10
-    requantize \s2, r11
-    requantize \s3, r12
-    ldr     r3, [sp, #\frame + 4]
+3:  requantize_four \s0, \s1, \s2, \s3, \frame
     bcc     4f
     mrs     r1, apsr                @ Q tells of clipped rows, not of clipped sums
     ldrsh   r4, [r3]
@@ -41,12 +35,7 @@
     strh    \s1, [r3], #2
     strh    \s2, [r3], #2
     strh    \s3, [r3], #2
-    subs    lr, #4
-    .if     \frame
-    strd    r3, lr, [sp, #\frame + 4]
-    .else
-    str     r3, [sp, #4]
-    .endif
+    next_block \frame
     .endm
 
 /* From the sum in r6 to a value of y. Changes r1, r4, r7, r10. */
