@@ -39,7 +39,9 @@ def test_assembly_equals_c(tmp_path, name, layout, architecture):
         tmp_path / "own",
         defines=firmware.board_defines(target, emulated=True),
     )
-    objects += firmware.compile_sources(target, [Path(__file__).with_name(f"{layout}_equal.c")], tmp_path / "program")
+    objects += firmware.compile_sources(
+        target, [Path(__file__).with_name(f"{layout}_equal.c")], tmp_path / "program", [Path(__file__).parent]
+    )
     objects += firmware.compile_sources(
         target,
         [runtime / name for name in both],
