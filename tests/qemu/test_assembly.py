@@ -1,16 +1,14 @@
 """The assembly of a layout computes what the same functions compute in C."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from installed import ready
 
 from edgetqs import emulate, firmware
-from edgetqs.errors import ToolMissing
 from edgetqs.layout import LAYOUTS
 from edgetqs.paths import data_dir
-from edgetqs.target import load_target
 
 pytestmark = pytest.mark.qemu
 
@@ -20,13 +18,7 @@ pytestmark = pytest.mark.qemu
     [("cortex-m0plus", "thumb1", "__ARM_ARCH_6M__"), ("cortex-m55", "mve", "__ARM_FEATURE_MVE")],
 )
 def test_assembly_equals_c(tmp_path, name, layout, architecture):
-    target = load_target(name)
-    try:
-        firmware.toolchain(target)
-    except ToolMissing as error:
-        pytest.skip(error.what)
-    if shutil.which(target.qemu.program) is None:
-        pytest.skip(f"{target.qemu.program} is not installed")
+    target = ready(name)
     runtime = data_dir("runtime")
     both = ["edgetqs_cells.c", f"edgetqs_{layout}.c"]
     assembly = [name for name in LAYOUTS[layout].sources if name.endswith(".S")]

@@ -1,16 +1,16 @@
 """The board side on every target: start-up, UART, stack, port, counting, and how runs end."""
 
-import shutil
 import struct
 from pathlib import Path
 
 import pytest
+from installed import ready
 
 from edgetqs import emulate, firmware
 from edgetqs.elf import flash_bytes, symbol
 from edgetqs.errors import CheckFailed, ToolMissing
 from edgetqs.stack import stack_bound
-from edgetqs.target import Target, list_targets, load_target
+from edgetqs.target import Target, list_targets
 
 pytestmark = pytest.mark.qemu
 
@@ -46,13 +46,7 @@ class Bench:
 
 @pytest.fixture
 def bench(request, tmp_path) -> Bench:
-    target = load_target(request.param)
-    try:
-        firmware.toolchain(target)
-    except ToolMissing as error:
-        pytest.skip(error.what)
-    if shutil.which(target.qemu.program) is None:
-        pytest.skip(f"{target.qemu.program} is not installed")
+    target = ready(request.param)
     return Bench(target, tmp_path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installed import ready
 from models import random_forecaster
 
-from edgetqs import emulate, firmware
+from edgetqs import emulate
 from edgetqs.errors import ToolMissing
 from edgetqs.model import Forecaster
 from edgetqs.pipeline import Options, build, plan_image
@@ -41,13 +41,7 @@ def built(tmp_path_factory) -> Callable[..., Built]:
 
     def get(name: str, kind: str = "lstm") -> Built:
         if (name, kind) not in known:
-            target = load_target(name)
-            try:
-                firmware.toolchain(target)
-            except ToolMissing as error:
-                pytest.skip(error.what)
-            if shutil.which(target.qemu.program) is None:
-                pytest.skip(f"{target.qemu.program} is not installed")
+            ready(name)
             folder = tmp_path_factory.mktemp(f"{name}-{kind}")
             project = Project(forecaster(kind), 6)
             options = Options(plan_file=mixed_plan(project, folder / "plan.json"), rounding="nearest")

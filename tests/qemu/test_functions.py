@@ -1,17 +1,15 @@
 """Functions by table and the LSTM's cell, in every form that the runtime has, for all int16 inputs."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import ready
 
 from edgetqs import emulate, firmware
 from edgetqs import fixedpoint as fp
-from edgetqs.errors import ToolMissing
 from edgetqs.layout import layout_of
 from edgetqs.paths import data_dir
-from edgetqs.target import load_target
 
 pytestmark = pytest.mark.qemu
 
@@ -48,13 +46,7 @@ def outputs() -> list[np.ndarray]:
     ],
 )
 def test_all_inputs(tmp_path, name, kernels, sanitizers):
-    target, layout, runtime = load_target(name), layout_of(kernels), data_dir("runtime")
-    try:
-        firmware.toolchain(target)
-    except ToolMissing as error:
-        pytest.skip(error.what)
-    if target.kind != "host" and shutil.which(target.qemu.program) is None:
-        pytest.skip(f"{target.qemu.program} is not installed")
+    target, layout, runtime = ready(name), layout_of(kernels), data_dir("runtime")
     own = [runtime / one for one in (layout.cells, *layout.sources) if not one.endswith(".h")]
     board = [*firmware.board_sources(target), *firmware.port_sources(target)]
     defines = firmware.board_defines(target, emulated=True)

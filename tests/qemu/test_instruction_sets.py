@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import ready
 from instruction_sets import Instruction, disassemble, foreign
 from models import mixed, random_forecaster, uniform
 
 from edgetqs import firmware, images
 from edgetqs.emit_c import Replay, emit_c
-from edgetqs.errors import ToolMissing
 from edgetqs.integer import IntegerModel
 from edgetqs.model import frozen
 from edgetqs.quantizer import quantize
@@ -25,15 +25,6 @@ TARGETS = [target.name for target in list_targets() if target.kind != "host"]
 BARE = [target.name for target in list_targets() if target.kind == "bare"]
 KINDS = ("lstm", "gru", "gru_reset_before", "rnn")
 Listing = list[Instruction]
-
-
-def ready(name: str) -> Target:
-    target = load_target(name)
-    try:
-        firmware.toolchain(target)
-    except ToolMissing as error:
-        pytest.skip(error.what)
-    return target
 
 
 def integer_model(kind: str) -> IntegerModel:
@@ -73,7 +64,7 @@ def listed(tmp_path_factory) -> Callable[[str, str], dict[str, Listing]]:
 
     def get(name: str, kind: str) -> dict[str, Listing]:
         if (name, kind) not in known:
-            known[name, kind] = listings(ready(name), kind, tmp_path_factory.mktemp(f"{name}-{kind}"))
+            known[name, kind] = listings(ready(name, runs=False), kind, tmp_path_factory.mktemp(f"{name}-{kind}"))
         return known[name, kind]
 
     return get
@@ -91,7 +82,7 @@ def test_no_instruction_that_the_core_lacks(listed, name, kind):
 
 @pytest.mark.parametrize("name", BARE)
 def test_nor_when_it_is_compiled_for_size(name, tmp_path):
-    found = listings(ready(name), "lstm", tmp_path, "-Os")["harness.elf"]
+    found = listings(ready(name, runs=False), "lstm", tmp_path, "-Os")["harness.elf"]
     assert foreign(load_target(name).cpu.core, found) == []
 
 
@@ -145,7 +136,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("name", "encoding", "called"), FOREIGN)
 def test_a_foreign_instruction_is_seen(name, encoding, called, tmp_path):
-    target = ready(name)
+    target = ready(name, runs=False)
     source = tmp_path / "foreign.c"
     source.write_text(f'int foreign(int x);\nint foreign(int x) {{ __asm__ volatile("{encoding}"); return x + 1; }}\n')
     (made,) = firmware.compile_sources(target, [source], tmp_path)
@@ -155,7 +146,7 @@ def test_a_foreign_instruction_is_seen(name, encoding, called, tmp_path):
 
 
 def test_data_between_instructions_is_none(tmp_path):
-    target = ready("cortex-m0plus")
+    target = ready("cortex-m0plus", runs=False)
     source = tmp_path / "data.c"
     source.write_text(
         'int data(void);\nint data(void) { __asm__ volatile("b 1f\\n.word 0xfb213002\\n1:"); return 0x12345678; }\n'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import cycles
@@ -11,26 +10,15 @@ import footprint
 import kernel_models
 import kernels
 import pytest
+from installed import ready
 
 from edgetqs import chain, elf, firmware
-from edgetqs.errors import CheckFailed, ToolMissing
-from edgetqs.target import Target, load_target
+from edgetqs.errors import CheckFailed
 
 pytestmark = pytest.mark.qemu
 
 BASELINE = json.loads(kernels.BASELINE.read_text(encoding="utf-8"))
 MODELS = ("lstm32-int8", "lstm32-int4", "lstm32-mix", "gru32-int8")
-
-
-def ready(core: str) -> Target:
-    target = load_target(core)
-    try:
-        firmware.toolchain(target)
-    except ToolMissing as error:
-        pytest.skip(error.what)
-    if shutil.which(target.qemu.program) is None:
-        pytest.skip(f"{target.qemu.program} is not installed")
-    return target
 
 
 @pytest.mark.parametrize("core", kernels.CORES)
