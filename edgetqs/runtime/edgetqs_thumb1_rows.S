@@ -226,6 +226,19 @@
 1:  b       store_last
     end_function edgetqs_value_thumb1
 
+/* What is to be done with a row, for eight; last is where it begins for the last of them. */
+    .macro  eight_rows what, last
+    .irp    row, 0, 2, 4
+    ldmia   r0!, {r3, r7}
+    \what   \row, r3
+    \what   (\row+1), r7
+    .endr
+    ldmia   r0!, {r3, r7}
+    \what   6, r3
+\last:
+    \what   7, r7
+    .endm
+
 /* The same with eight sums, the first the lowest. */
     .global edgetqs_values_thumb1
     .type   edgetqs_values_thumb1, %function
@@ -234,27 +247,9 @@ edgetqs_values_thumb1:
     start_values 8
     bpl     1f
     b       2f
-1:
-    .irp    row, 0, 2, 4
-    ldmia   r0!, {r3, r7}
-    store_row \row, r3
-    store_row (\row+1), r7
-    .endr
-    ldmia   r0!, {r3, r7}
-    store_row 6, r3
-store_last:
-    store_row 7, r7
+1:  eight_rows store_row, store_last
     b       3f
-2:
-    .irp    row, 0, 2, 4
-    ldmia   r0!, {r3, r7}
-    add_row \row, r3
-    add_row (\row+1), r7
-    .endr
-    ldmia   r0!, {r3, r7}
-    add_row 6, r3
-add_last:
-    add_row 7, r7
+2:  eight_rows add_row, add_last
 3:  adds    r1, #16
     str     r1, [sp, #Y]
     ldr     r2, [sp, #Y_END]
