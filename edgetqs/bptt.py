@@ -1,7 +1,7 @@
 """The rollout back to front: gradients of a loss on its outputs with respect to weights and biases.
 
 Back-propagation through the open-loop history and the closed loop after it,
-for LSTM, GRU (both kinds), SimpleRNN and Dense.
+and through the frames of layers that run over a time axis within a step.
 """
 
 from __future__ import annotations
@@ -10,8 +10,32 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgetqs.model import RECURRENT, Dense, Forecaster, Gru, Lstm, SimpleRnn
-from edgetqs.rollout import FUNCTIONS, Cell, Values, feedback_affine, zero_state
+from edgetqs.model import (
+    RECURRENT,
+    Activation,
+    Dense,
+    Forecaster,
+    Frames,
+    Gru,
+    Lstm,
+    Merge,
+    Pool,
+    Recurrent,
+    SimpleRnn,
+    Window,
+)
+from edgetqs.rollout import (
+    FUNCTIONS,
+    Cell,
+    Values,
+    feedback_affine,
+    listen,
+    next_input,
+    step_cell,
+    taken,
+    zero_cell,
+    zero_state,
+)
 
 #: Gradients by (layer index, field name), shaped as the field.
 Parameters = dict[tuple[int, str], Values]
@@ -35,42 +59,33 @@ class Tape:
     def __init__(self, forecaster: Forecaster, stack: tuple[Cell, ...]) -> None:
         self.forecaster, self.stack = forecaster, stack
         self.steps: list[list[tuple]] = []  # per step, per layer: what its backward pass needs
-        self.history = 0
+        self.forecasts = 0  # the last steps, whose outputs were returned
 
     def forecast(self, history: Values, future: Values) -> Values:
-        state = [list(own) for own in zero_state(self.stack, (len(history),))]
-        outputs, x = [], history[:, 0]
-        self.history = history.shape[1]
-        feedback = self.forecaster.feedback
-        for t in range(self.history):
-            x = history[:, t]
-            y = self._step(state, x)
-            outputs.append(y)
-        if not feedback.pairs:
-            return np.stack(outputs, axis=1)
-        outputs = outputs[-1:]
-        for k in range(1, future.shape[1]):
-            x = x.copy()
-            x[:, list(feedback.known)] = future[:, k - 1, list(feedback.known)]
-            for source, target in feedback.pairs:
-                gain, offset = feedback_affine(self.forecaster, source, target)
-                x[:, target] = outputs[-1][:, source] * gain + offset
-            outputs.append(self._step(state, x))
+        """As ``lesson.forecast``; steps of a windowed model that only fill the window are not written down."""
+        forecaster = self.forecaster
+        closed = bool(forecaster.feedback.pairs)
+        silent = history.shape[1] - 1 if closed and forecaster.windowed else 0 if closed else forecaster.lead
+        start = listen(self.stack, zero_state(self.stack, (len(history),)), history[:, :silent])
+        state = [list(own) for own in start]
+        outputs = [self._step(state, history[:, t]) for t in range(silent, history.shape[1])]
+        if closed:
+            x, outputs = history[:, -1], outputs[-1:]
+            for k in range(1, future.shape[1]):
+                x = next_input(forecaster, x, outputs[-1], future[:, k - 1])
+                outputs.append(self._step(state, x))
+        self.forecasts = len(outputs)
         return np.stack(outputs, axis=1)
 
     def _step(self, state: list[list[Values]], x: Values) -> Values:
-        tape = []
+        tape: list[tuple] = []
+        values = [x]
         for index, one in enumerate(self.stack):
-            layer = one.layer
-            if isinstance(layer, Dense):
-                y = FUNCTIONS[layer.activation](x @ one.kernel + one.bias)
-                tape.append((x, y))
-                x = y
-            else:
-                x, entry = _FORWARD[type(layer)](one, state[index], x)
-                tape.append(entry)
+            y, entry = _forward(one, state[index], taken(one.layer, values))
+            tape.append((values[-2:],) if isinstance(one.layer, Merge) else entry)
+            values.append(y)
         self.steps.append(tape)
-        return x
+        return values[-1]
 
     def backward(self, gradient: Values, *, apart: bool = False) -> Parameters:
         """``gradient`` (B, T, outputs) of the forecasts; parameter gradients, summed over the trajectories.
@@ -81,53 +96,177 @@ class Tape:
         ahead: list[list[Values]] = [[] for _ in self.stack]  # gradients of each layer's state after the step
         products: list[list[_Products]] = [[] for _ in self.stack]
         from_input: Values | None = None
-        total = len(self.steps)
-        for t in reversed(range(total)):
-            position = t - self.history + 1 if closed else t
+        for t in reversed(range(len(self.steps))):
+            position = t - len(self.steps) + self.forecasts
             y_gradient = gradient[:, position] if position >= 0 else np.zeros_like(gradient[:, 0])
             if from_input is not None and position >= 0:
                 y_gradient = y_gradient.copy()
                 for source, target in self.forecaster.feedback.pairs:
                     gain, _ = feedback_affine(self.forecaster, source, target)
                     y_gradient[:, source] += gain * from_input[:, target]
-            x_gradient = y_gradient
-            for index in reversed(range(len(self.stack))):
-                x_gradient = self._layer_backward(index, self.steps[t][index], x_gradient, ahead, products[index])
-            from_input = x_gradient if closed and t >= self.history else None
+            x_gradient = self._step_backward(self.steps[t], y_gradient, ahead, products)
+            from_input = x_gradient if closed and position > 0 else None
         found: Parameters = {}
         for index, steps in enumerate(products):
-            for name in steps[0]:
-                factors = [np.stack(parts, axis=1) for parts in zip(*(step[name] for step in steps), strict=True)]
+            for name in steps[0] if steps else ():
+                factors = [np.concatenate(parts, axis=1) for parts in zip(*(step[name] for step in steps), strict=True)]
                 value = _summed(factors, apart)
                 shape = getattr(self.stack[index].layer, name).shape
                 lead = value.shape[:1] if apart else ()
                 found[index, name] = value.reshape(*lead, *shape)
         return found
 
-    def _layer_backward(
-        self, index: int, entry: tuple, gradient: Values, ahead: list[list[Values]], products: list[_Products]
+    def _step_backward(
+        self, tape: list[tuple], gradient: Values, ahead: list[list[Values]], products: list[list[_Products]]
     ) -> Values:
-        one = self.stack[index]
-        layer = one.layer
-        if isinstance(layer, Dense):
-            x, y = entry
-            z = gradient * _SLOPES[layer.activation](y)
-            products.append({"kernel": (z, x), "bias": (z,)})
-            return z @ one.kernel.T
-        assert isinstance(layer, RECURRENT)
-        h_gradient = gradient + ahead[index][0] if ahead[index] else gradient
-        z_input, z_recurrent, source, rest = _BACKWARD[type(layer)](one, entry, h_gradient, ahead[index])
-        x, h = entry[0], entry[1]
-        step: _Products = {"kernel": (z_input, x), "bias": (z_input,), "recurrent_kernel": (z_recurrent, h)}
-        if isinstance(layer, Gru):
-            step["recurrent_bias"] = (z_recurrent,)
-        if source is not None:  # the candidate's rows saw r * h, and ``rest`` is complete
-            step["recurrent_kernel"] = (z_recurrent, h, source)
-            ahead[index] = rest
+        """The gradient of the step's input; values that two layers read have two gradients, which are summed."""
+        of_value: dict[int, Values] = {len(tape): gradient}  # value k is what layer k - 1 gave
+        for index in reversed(range(len(tape))):
+            layer = self.stack[index].layer
+            own = of_value.pop(index + 1)
+            if isinstance(layer, Merge):
+                if layer.mode == "mul":
+                    first, second = tape[index][0]
+                    of_value[index - 1], of_value[index] = own * second, own * first
+                    continue
+                parts = np.split(own.reshape(len(own), layer.count, -1), layer.features[:1], axis=2)
+                of_value[index - 1], of_value[index] = (part.reshape(len(own), -1) for part in parts)
+                continue
+            own = _backward(self.stack[index], tape[index], own, ahead[index], products[index])
+            source = index + 1 + getattr(layer, "source", -1)
+            of_value[source] = own + of_value[source] if source in of_value else own
+        return of_value[0]
+
+
+def _forward(one: Cell, state: list[Values], x: Values) -> tuple[Values, tuple]:
+    """One step of one layer, its state moved on: (output, what the way back needs)."""
+    layer = one.layer
+    if isinstance(layer, Dense):
+        frames = _framed(one, x)
+        y = FUNCTIONS[layer.activation](frames @ one.kernel + one.bias)
+        return y.reshape(len(x), -1), (frames, y, x.shape)
+    if isinstance(layer, RECURRENT):
+        return _FORWARD[type(layer)](one, state, x) if layer.frames is None else _frames_forward(one, x)
+    y, after = step_cell(one, tuple(state), x)
+    state[:] = after
+    if isinstance(layer, Pool):
+        return y, (layer.frames.gather(x, layer.features), y, x.shape)
+    return y, (y,)
+
+
+def _backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values], products: list[_Products]) -> Values:
+    """The gradient of a layer's input from that of its output; its parameters' go into ``products``."""
+    layer = one.layer
+    if isinstance(layer, Dense):
+        frames, y, shape = entry
+        z = _through(layer.activation, gradient.reshape(y.shape), y)
+        products.append({"kernel": (z, frames), "bias": (z,)})
+        return _unframed(layer.frames, z @ one.kernel.T, shape)
+    if isinstance(layer, Activation):
+        return _through(layer.function, gradient, entry[0])
+    if isinstance(layer, Window):
+        whole = gradient + ahead[0] if ahead else gradient
+        older = whole[:, : -layer.features]
+        ahead[:] = [np.concatenate([np.zeros_like(whole[:, : layer.features]), older], axis=1)]
+        return whole[:, -layer.features :]
+    if isinstance(layer, Pool):
+        frames, y, shape = entry
+        taps = frames.reshape(len(frames), layer.frames.count, layer.frames.taps, layer.features)
+        largest = np.argmax(taps, axis=2)[:, :, None] == np.arange(layer.frames.taps)[:, None]
+        spread = largest * gradient.reshape(len(y), layer.frames.count, 1, layer.features)
+        return _unframed(layer.frames, spread.reshape(frames.shape), shape)
+    assert isinstance(layer, RECURRENT)
+    if layer.frames is None:
+        step, own = _recurrent_backward(one, entry, gradient, ahead)
+        products.append({name: tuple(factor[:, None] for factor in factors) for name, factors in step.items()})
+        return own
+    return _frames_backward(one, entry, gradient, products)
+
+
+def _recurrent_backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values]) -> tuple[_Products, Values]:
+    """Of one frame: the factors of its parameters' gradients, and its input's gradient."""
+    layer = one.layer
+    h_gradient = gradient + ahead[0] if ahead else gradient
+    z_input, z_recurrent, source, rest = _BACKWARD[type(layer)](one, entry, h_gradient, ahead)
+    x, h = entry[0], entry[1]
+    step: _Products = {"kernel": (z_input, x), "bias": (z_input,), "recurrent_kernel": (z_recurrent, h)}
+    if isinstance(layer, Gru):
+        step["recurrent_bias"] = (z_recurrent,)
+    if source is not None:  # the candidate's rows saw r * h, and ``rest`` is complete
+        step["recurrent_kernel"] = (z_recurrent, h, source)
+        ahead[:] = rest
+    else:
+        ahead[:] = [rest[0] + z_recurrent @ one.recurrent_kernel.T, *rest[1:]]
+    return step, z_input @ one.kernel.T
+
+
+def _frames_forward(one: Cell, x: Values) -> tuple[Values, tuple]:
+    layer = one.layer
+    assert isinstance(layer, RECURRENT)
+    frames = _framed(one, x)
+    state, entries, outputs = list(zero_cell(one, (len(x),))), [], []
+    for t in _order(layer):
+        y, entry = _FORWARD[type(layer)](one, state, frames[:, t])
+        entries.append(entry)
+        outputs.append(y)
+    if layer.return_sequences:
+        y = np.concatenate(outputs[::-1] if layer.go_backwards else outputs, axis=1)
+    return y, (entries, x.shape)
+
+
+def _frames_backward(one: Cell, entry: tuple, gradient: Values, products: list[_Products]) -> Values:
+    layer = one.layer
+    assert isinstance(layer, RECURRENT) and layer.frames is not None
+    entries, shape = entry
+    order = _order(layer)
+    by_frame = gradient.reshape(len(gradient), -1, one.recurrent_kernel.shape[0])
+    inputs: list[Values] = [gradient] * len(order)
+    ahead: list[Values] = []
+    steps: list[_Products] = []
+    for entry, t in reversed(list(zip(entries, order, strict=True))):
+        if layer.return_sequences:
+            own = by_frame[:, t]
         else:
-            ahead[index] = [rest[0] + z_recurrent @ one.recurrent_kernel.T, *rest[1:]]
-        products.append(step)
-        return z_input @ one.kernel.T
+            own = by_frame[:, 0] if not steps else np.zeros_like(by_frame[:, 0])
+        step, inputs[t] = _recurrent_backward(one, entry, own, ahead)
+        steps.append(step)
+    joined = {
+        name: tuple(np.stack([step[name][k] for step in steps], axis=1) for k in range(len(steps[0][name])))
+        for name in steps[0]
+    }
+    products.append(joined)
+    return _unframed(layer.frames, np.stack(inputs, axis=1), shape)
+
+
+def _order(layer: Recurrent) -> range:
+    """The frames in the order in which they are computed."""
+    assert layer.frames is not None
+    count = layer.frames.count
+    return range(count)[::-1] if layer.go_backwards else range(count)
+
+
+def _framed(one: Cell, x: Values) -> Values:
+    """(B, frames, columns) what a layer multiplies with; one frame where it has no time axis."""
+    frames: Frames | None = one.layer.frames  # type: ignore[union-attr]
+    return x[:, None] if frames is None else frames.gather(x, one.kernel.shape[0] // frames.taps)
+
+
+def _unframed(frames: Frames | None, gradient: Values, shape: tuple[int, ...]) -> Values:
+    """The gradient of a layer's input (B, ...) from that of its frames (B, count, taps * features)."""
+    if frames is None:
+        return gradient[:, 0]
+    features = gradient.shape[-1] // frames.taps
+    parts = gradient.reshape(len(gradient), frames.count * frames.taps, features)
+    given = np.zeros((shape[1] // features + 1, parts.shape[1]), gradient.dtype)
+    given[frames.sources.ravel(), np.arange(parts.shape[1])] = 1  # the last row takes what -1 stands for
+    return (given[:-1] @ parts).reshape(shape)
+
+
+def _through(function: str, gradient: Values, y: Values) -> Values:
+    """The gradient ahead of an elementwise function, or of a softmax over the last axis."""
+    if function == "softmax":
+        return y * (gradient - np.sum(gradient * y, axis=-1, keepdims=True))
+    return gradient * _SLOPES[function](y)
 
 
 def _summed(factors: list[Values], apart: bool) -> Values:

@@ -17,7 +17,7 @@ from edgetqs.errors import ToolMissing
 from edgetqs.fixedpoint import INT16_MAX, Integers
 from edgetqs.integer import IntegerModel
 from edgetqs.trajectories import synthetic_inputs
-from edgetqs.write_tflite import TfliteFile, state_names
+from edgetqs.write_tflite import TfliteFile
 
 #: Closed-loop steps among the golden vectors (open-loop steps without feedback).
 LOOP_STEPS = 1000
@@ -80,7 +80,7 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
     plan += [(x, False) for x in _saturating(count, rng)]
 
     inputs, outputs, clipped = [], [], []
-    states: dict[str, list[Integers]] = {name: [] for own in state_names(model) for name in own}
+    states: dict[str, list[Integers]] = {name: [] for own in model.states() for name in own}
     state, count_clipped = reference.zero_state(model), 0
     x: Integers = smooth_q[0]
     y: Integers = np.zeros(len(model.outputs), np.int64)

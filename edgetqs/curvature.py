@@ -51,7 +51,7 @@ def curvature(forecaster: Forecaster, horizon: int | None = None, *, seed: int =
         signs = rng.choice([-1.0, 1.0], outputs.shape) / lesson.spread / np.sqrt(outputs[0].size)
         gradients = tape.backward(signs, apart=True)
         for index, layer in enumerate(forecaster.layers):
-            for gate in range(len(layer.kernel)):  # type: ignore[union-attr]
+            for gate in range(len(layer.kernel) if layer.tensors else 0):  # type: ignore[union-attr]
                 squares = _squares(_rows(gradients, index, layer, gate)) / (PROBES * lesson.count)
                 if len(sums[index]) <= gate:
                     sums[index].append(squares)

@@ -111,6 +111,8 @@ def distill(teacher: Forecaster, model: IntegerModel, horizon: int | None = None
             kernel = _requantized(made.kernel, before, after, "kernel", "bias")
             proven = made.activation in ("tanh", "sigmoid") or kernel.reach() <= INT16_MAX
             layers.append(replace(made, kernel=kernel) if proven else made)
+        elif not isinstance(made, IntegerRecurrent):
+            layers.append(made)
         else:
             bias = "recurrent_bias" if made.kind == "gru_reset_after" else None
             kernel = _requantized(made.kernel, before, after, "kernel", "bias")
@@ -123,6 +125,9 @@ def dequantized(forecaster: Forecaster, model: IntegerModel) -> Forecaster:
     """The float forecaster that the integers stand for."""
     layers = []
     for layer, made in zip(forecaster.layers, model.layers, strict=True):
+        if not isinstance(made, (IntegerDense, IntegerRecurrent)):
+            layers.append(layer)
+            continue
         values = {"kernel": _weights(made.kernel), "bias": _bias(made.kernel)}
         if isinstance(made, IntegerRecurrent):
             values["recurrent_kernel"] = _weights(made.recurrent)
@@ -157,6 +162,8 @@ def _requantized(matrix: Matrix, before: Layer, after: Layer, tensor: str, bias:
 def _biases(student: Forecaster) -> Parameters:
     found: Parameters = {}
     for index, layer in enumerate(student.layers):
+        if not layer.tensors:
+            continue
         found[index, "bias"] = np.asarray(layer.bias, np.float64)  # type: ignore[union-attr]
         if isinstance(layer, Gru) and layer.reset_after:
             found[index, "recurrent_bias"] = np.asarray(layer.recurrent_bias, np.float64)

@@ -39,10 +39,10 @@ class Exponents:
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """``closed_loop`` is None for a direct forecaster."""
+    """``closed_loop`` is None for a direct forecaster, ``step_map`` for a windowed one, which recalls samples only."""
 
     closed_loop: Exponents | None
-    step_map: Exponents
+    step_map: Exponents | None
 
     @property
     def chaotic(self) -> bool:
@@ -53,9 +53,11 @@ class Dynamics:
 def dynamics(forecaster: Forecaster, horizon: int = 24, *, seed: int = 0) -> Dynamics:
     """Finite-time Lyapunov exponents over ``horizon`` steps (the window for a direct forecaster)."""
     closed = bool(forecaster.feedback.pairs)
+    if forecaster.windowed and not closed:
+        return Dynamics(None, None)
     steps = horizon if closed else forecaster.window
     start = synthesise(forecaster, WARM_UP + steps + 1, count=TRAJECTORIES, seed=seed)
-    driven = _exponents(forecaster, start, steps, False, seed)
+    driven = None if forecaster.windowed else _exponents(forecaster, start, steps, False, seed)
     return Dynamics(_exponents(forecaster, start, steps, True, seed) if closed else None, driven)
 
 

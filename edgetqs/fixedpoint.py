@@ -26,9 +26,10 @@ TANH_SCALE = 5 * 2.0**-13
 #: 0.8 as a 31-bit mantissa: every cell-state scale 2^-k meets TANH_SCALE with it.
 RESCALE_MANTISSA = 1717986918
 
-#: 1/6 in steps of 2^-17, and 5/8 as a 31-bit mantissa: together they take 5 * 2^-k to 2^-16.
+#: 5/8 as a 31-bit mantissa: it takes values at 5 * 2^-k to a power of two.
+FIFTH_MANTISSA = 1342177280
+#: 1/6 in steps of 2^-17.
 HARD_SIGMOID_SIXTH = 21845
-HARD_SIGMOID_MANTISSA = 1342177280
 
 #: About 65536 * sigmoid(i / 24) for i = 0..255 (U0.16): the table that LiteRT's int16 LOGISTIC and
 #: TANH interpolate. The firmware includes the same file: less 32768, with the last entry once more.
@@ -68,6 +69,17 @@ def rounding_shift(values: Integers, shift: int) -> Integers:
 def multiply(a: Integers, b: Integers, shift: int) -> Integers:
     """``a * b / 2^(shift + 1)``: first a halving with ties up, then ties away from zero."""
     return saturate(rounding_shift((a * b + 1) >> 1, shift))
+
+
+def multiply_fifth(a: Integers, b: Integers, shift: int) -> Integers:
+    """``a * b * 5/8 / 2^shift``, b at 5 * 2^-k: first to the nearest, ties up, then ties away from zero."""
+    return saturate(rounding_shift(doubling_high_product(a * b, FIFTH_MANTISSA), shift))
+
+
+def rescale_fifth(values: Integers, shift: int) -> Integers:
+    """``values * 5/8 * 2^shift``, not saturated: from 5 * 2^-k to 2^-(k + shift - 3)."""
+    high = doubling_high_product(values << max(shift, 0), FIFTH_MANTISSA)
+    return rounding_shift(high, max(-shift, 0))
 
 
 def rescale(values: Integers, shift: int) -> Integers:
@@ -114,7 +126,7 @@ def hard_sigmoid(values: Integers, z_bits: int, slope: str) -> Integers:
     if slope == "0.2":
         centred = saturate(values << (16 - z_bits))
     else:
-        high = doubling_high_product(values * HARD_SIGMOID_SIXTH, HARD_SIGMOID_MANTISSA)
+        high = doubling_high_product(values * HARD_SIGMOID_SIXTH, FIFTH_MANTISSA)
         centred = saturate(rounding_shift(high, z_bits - 2))
     return saturate(((centred + 1) >> 1) + (1 << 14))
 

@@ -13,9 +13,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from edgetqs.fixedpoint import INT16_MAX, Integers, requantize
-from edgetqs.model import Array, Feedback
+from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE, Integers, requantize
+from edgetqs.model import Array, Feedback, Frames, Merge, Pool, Window
 
+#: Activations of cells whose values may be of any size.
+UNBOUNDED = ("linear", "relu")
 #: Slopes of the hard sigmoids, by the names of ``model.ACTIVATIONS``.
 HARD_SLOPES = {"hard_sigmoid_keras2": "0.2", "hard_sigmoid_keras3": "1/6"}
 
@@ -74,7 +76,12 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class IntegerRecurrent:
-    """An LSTM, GRU or SimpleRNN; hidden states at 2^-15, pre-activations at ``z_scale``."""
+    """An LSTM, GRU or SimpleRNN; pre-activations at ``z_scale``, hidden states at 2^-hidden_bits.
+
+    That is 2^-15, except where ``activation`` has no bounds: there hidden
+    states saturate, as the cell state does. ``frames`` and what belongs to
+    them are told in ``model``.
+    """
 
     name: str
     kind: Literal["lstm", "gru", "gru_reset_after", "rnn"]
@@ -85,11 +92,34 @@ class IntegerRecurrent:
     z_scale: float
     gate: str = "sigmoid"  # what the gates are squashed with: as model.ACTIVATIONS
     cell_bits: int = 11  # the cell state's scale is 2^-cell_bits (lstm only)
+    activation: str = "tanh"
+    hidden_bits: int = 15
+    frames: Frames | None = None
+    source: int = -1
+    return_sequences: bool = False
+    go_backwards: bool = False
 
     @property
     def z_bits(self) -> int:
         """z_scale is 5 * 2^-z_bits."""
         return round(math.log2(5 / self.z_scale))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the activation's values are within 1."""
+        return self.activation not in UNBOUNDED
+
+    @property
+    def order(self) -> range:
+        """The frames, in the order in which they are computed."""
+        count = self.frames.count if self.frames else 0
+        return range(count)[::-1] if self.go_backwards else range(count)
+
+    @property
+    def state_scales(self) -> tuple[float, ...]:
+        """Of the hidden state and, for an LSTM, the cell state."""
+        hidden = 2.0**-self.hidden_bits
+        return (hidden, 2.0**-self.cell_bits) if self.kind == "lstm" else (hidden,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +128,34 @@ class IntegerDense:
 
     name: str
     kernel: Matrix
-    activation: Literal["linear", "relu", "tanh", "sigmoid"]
+    activation: str
     output_scale: float
+    frames: Frames | None = None
 
 
-IntegerLayer: TypeAlias = IntegerRecurrent | IntegerDense
+@dataclass(frozen=True, slots=True)
+class IntegerActivation:
+    """relu, or a function by table, of values at 2^-input_bits; tables read them at 5 * 2^-z_bits and give 2^-15."""
+
+    name: str
+    function: str
+    input_bits: int
+    z_bits: int
+
+    @property
+    def output_scale(self) -> float:
+        return 2.0**-self.input_bits if self.function == "relu" else UNIT_SCALE
+
+
+#: What has no weights is the same in integers.
+IntegerLayer: TypeAlias = IntegerRecurrent | IntegerDense | IntegerActivation | Window | Pool | Merge
+
+
+def output_scale(layer: IntegerLayer, scale: float) -> float:
+    """The scale of what a layer gives to the next, from that of what it reads."""
+    if isinstance(layer, IntegerRecurrent):
+        return layer.state_scales[0]
+    return layer.output_scale if isinstance(layer, (IntegerDense, IntegerActivation)) else scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +200,27 @@ class IntegerModel:
     rounding: str
     model_sha256: str
 
+    def states(self) -> list[tuple[str, ...]]:
+        """Names of each layer's states: h0, c0, h1, ... of recurrent layers, w0, ... of windows."""
+        found: list[tuple[str, ...]] = []
+        recurrent = windows = 0
+        for layer in self.layers:
+            if isinstance(layer, IntegerRecurrent) and layer.frames is None:
+                found.append((f"h{recurrent}", f"c{recurrent}") if layer.kind == "lstm" else (f"h{recurrent}",))
+                recurrent += 1
+            elif isinstance(layer, Window):
+                found.append((f"w{windows}",))
+                windows += 1
+            else:
+                found.append(())
+        return found
+
     def matrices(self) -> list[tuple[int, str, Matrix]]:
         """(layer index, tensor name, matrix) of every matrix, in the order of storage."""
         found: list[tuple[int, str, Matrix]] = []
         for index, layer in enumerate(self.layers):
-            found.append((index, "kernel", layer.kernel))
+            if isinstance(layer, (IntegerDense, IntegerRecurrent)):
+                found.append((index, "kernel", layer.kernel))
             if isinstance(layer, IntegerRecurrent):
                 found.append((index, "recurrent_kernel", layer.recurrent))
         return found

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from edgetqs.errors import LOGITS, BadInput, Unsupported
 from edgetqs.keras_files import SAVE_AGAIN, Tensor
-from edgetqs.model import Array, Bidirectional, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
+from edgetqs.model import Array, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
+from edgetqs.stepwise import Bidirectional, Convolution, MergeMode, Pooling
 
 Shape: TypeAlias = tuple[int | None, ...]
-MergeMode: TypeAlias = Literal["concat", "sum", "mul", "ave"]
 _T = TypeVar("_T")
 _OneKernel = TypeVar("_OneKernel", bound=Dense | Recurrent)
-WithKernel = TypeVar("WithKernel", bound=Dense | Recurrent | Bidirectional)
+WithKernel = TypeVar("WithKernel", bound=Dense | Recurrent | Bidirectional | Convolution)
 
 #: What Keras names them; hard_sigmoid depends on the version besides.
 FUNCTIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid")
@@ -47,8 +47,8 @@ HINTS = {
     "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
 }
 READABLE = (
-    "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Normalization, "
-    "Rescaling, BatchNormalization, Activation, Flatten, Reshape and RepeatVector."
+    "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Conv1D, MaxPooling1D, "
+    "Normalization, Rescaling, BatchNormalization, Activation, Flatten, Reshape and RepeatVector."
 )
 
 
@@ -271,6 +271,51 @@ def bidirectional(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Bidire
     return Bidirectional(layer.name, forward, backward, cast(MergeMode, merge_mode))
 
 
+def convolution(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Convolution:
+    filters = layer.size("filters", "nb_filter")
+    taps, stride, dilation = (_one_axis(layer, name) for name in ("kernel_size", "strides", "dilation_rate"))
+    if layer.option(int, "groups", default=1) != 1:
+        raise Unsupported("groups other than 1", layer.where, "Use groups=1.")
+    if layer.option(str, "data_format", default="channels_last") != "channels_last":
+        raise Unsupported("data_format='channels_first'", layer.where, "Use data_format='channels_last'.")
+    padding = layer.option(str, "padding", default="valid")
+    if padding not in ("valid", "same", "causal"):
+        raise Unsupported(f"padding={short(padding)}", layer.where, "Use 'valid', 'same' or 'causal'.")
+    use_bias = layer.option(bool, "use_bias", default=True)
+    expect(layer, tensors, 1 + use_bias)
+    kernel = weight(layer, tensors[0], (taps, inputs, filters)).reshape(taps * inputs, filters)
+    bias = weight(layer, tensors[1], (filters,)) if use_bias else np.zeros(filters)
+    dense = Dense(layer.name, blocks(kernel, 1), blocks(bias, 1), layer.function("activation"))
+    return Convolution(layer.name, dense, taps, stride, dilation, cast(Literal["valid", "same", "causal"], padding))
+
+
+def pooling(layer: Node) -> Pooling:
+    if layer.kind == "GlobalMaxPooling1D":
+        if layer.option(bool, "keepdims", default=False):
+            raise Unsupported("keepdims=True", layer.where, "Use keepdims=False and a Reshape.")
+        return Pooling(layer.name, 0)
+    if layer.option(str, "data_format", default="channels_last") != "channels_last":
+        raise Unsupported("data_format='channels_first'", layer.where, "Use data_format='channels_last'.")
+    size = _one_axis(layer, "pool_size")
+    stride = size if layer.config.get("strides") is None else _one_axis(layer, "strides")
+    padding = layer.option(str, "padding", default="valid")
+    if padding not in ("valid", "same"):
+        raise Unsupported(f"padding={short(padding)}", layer.where, "Use 'valid' or 'same'.")
+    return Pooling(layer.name, size, stride, cast(Literal["valid", "same"], padding))
+
+
+def _one_axis(layer: Node, option: str) -> int:
+    """A size along time, which Keras writes as a number or as a list of one."""
+    value = layer.config.get(option, 1)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_AXIS:
+        raise BadInput(
+            f"{option}={short(layer.config.get(option))} is not one number from 1 to {MAX_AXIS}", layer.where
+        )
+    return value
+
+
 # --- layers that are y = x * scale + shift ----------------------------------
 
 
@@ -296,7 +341,10 @@ class Affine:
         return replace(self, scale=first.scale * self.scale, shift=first.shift * self.scale + self.shift)
 
     def ahead_of(self, layer: WithKernel) -> WithKernel:
-        """``layer`` with this folded into its inputs."""
+        """``layer`` with this folded into its inputs; zeros that it pads with must stay what they are."""
+        if isinstance(layer, Convolution):
+            spread = replace(self, scale=np.tile(self.scale, layer.taps), shift=np.tile(self.shift, layer.taps))
+            return replace(layer, dense=spread.ahead_of(layer.dense))
         if isinstance(layer, Bidirectional):
             return replace(layer, forward=self.ahead_of(layer.forward), backward=self.ahead_of(layer.backward))
         kernel = layer.kernel.astype(np.float64)

@@ -20,7 +20,7 @@ from edgetqs.bptt import Parameters, Tape
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import Integers
 from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, Values, cells, closed_loop, next_input, run, step, zero_state
+from edgetqs.rollout import Cell, Values, cells, closed_loop, listen, next_input, run, step, zero_state
 from edgetqs.trajectories import COLLAPSED, synthesise
 
 #: No history longer than this is run.
@@ -52,10 +52,11 @@ class Lesson:
         """``count`` trajectories of ``horizon`` steps, fewer where the teacher collapses or diverges."""
         if not teacher.feedback.pairs:
             start = synthesise(teacher, horizon, count=count, seed=seed)
-            return Lesson.join([(start.future, start.future[:, :0], start.reference)], dtype)
+            history = np.concatenate([start.burn_in, start.future], axis=1)
+            return Lesson.join([(history, start.future[:, :0], start.reference)], dtype)
         third = count // 3
         start = synthesise(teacher, horizon, count=count - 2 * third, seed=seed)
-        parts = [(start.burn_in[:, -MOST_HISTORY:], start.future)]
+        parts = [(start.burn_in[:, -_most_history(teacher) :], start.future)]
         for age in (1, 2):
             with contextlib.suppress(BadInput):  # a loop that does not last as long has no stretches to offer
                 parts.append(_own(teacher, horizon, third, seed + 1000 * age, age))
@@ -77,9 +78,9 @@ class Lesson:
     def steps(teacher: Forecaster, horizon: int | None) -> int:
         """Steps of a lesson that rounding learns from: the horizon, or 24, at most ``MOST_STEPS``.
 
-        A direct forecaster's are its window.
+        A direct forecaster's are its trajectory.
         """
-        return min(horizon or 24, MOST_STEPS) if teacher.feedback.pairs else teacher.window
+        return min(horizon or 24, MOST_STEPS) if teacher.feedback.pairs else teacher.trajectory
 
     def error(self, student: Forecaster) -> float:
         """Mean squared deviation in units of the spread: the geometric mean over the kinds of histories."""
@@ -104,7 +105,7 @@ class Lesson:
 
 def _own(teacher: Forecaster, horizon: int, count: int, seed: int, age: int) -> tuple[Values, Values]:
     """Histories that the teacher's closed loop made in its ``age``-th stretch of a window, and what follows them."""
-    length = min(max(teacher.window, 16), MOST_HISTORY)
+    length = min(max(teacher.window, 16), _most_history(teacher))
     start = synthesise(teacher, age * length + horizon, count=count, seed=seed)
     x, y, state, inputs = start.x, start.y, start.state, []
     for k in range(age * length):
@@ -114,13 +115,20 @@ def _own(teacher: Forecaster, horizon: int, count: int, seed: int, age: int) -> 
     return np.stack(inputs[-length:], axis=1), start.future[:, age * length :]
 
 
+def _most_history(teacher: Forecaster) -> int:
+    return max(MOST_HISTORY, teacher.window) if teacher.windowed else MOST_HISTORY
+
+
 def _spread(answers: Values) -> Values:
     return np.maximum(answers.std(axis=(0, 1)), COLLAPSED)
 
 
 def forecast(forecaster: Forecaster, stack: tuple[Cell, ...], history: Values, future: Values) -> Values:
-    """Histories from reset, then the closed loop; without feedback the outputs along the history."""
-    y, state = run(stack, zero_state(stack, (len(history),)), history)
-    if forecaster.feedback.pairs:
-        y, _ = closed_loop(forecaster, stack, state, history[:, -1], y[..., -1, :], future.shape[1], future)
-    return y
+    """Histories from reset, then the closed loop; without feedback the outputs along the history, after its lead."""
+    state = zero_state(stack, (len(history),))
+    if not forecaster.feedback.pairs:
+        state = listen(stack, state, history[:, : forecaster.lead])
+        return run(stack, state, history[:, forecaster.lead :])[0]
+    state = listen(stack, state, history[:, :-1])
+    y, state = step(stack, state, history[:, -1])
+    return closed_loop(forecaster, stack, state, history[:, -1], y, future.shape[1], future)[0]

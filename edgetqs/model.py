@@ -4,6 +4,11 @@ Weights are stored by gate, one row an output: ``kernel[g]`` has shape
 (units, inputs), so a unit of the plan is always ``kernel[g]`` or
 ``recurrent_kernel[g]``. Gate order is i, f, c, o (LSTM), z, r, h (GRU).
 Layers see normalised values; ``Channel`` holds the way from physical units.
+
+A forecaster is a step: one sample in, one output out. Models that look at a
+whole window at once (bidirectional, convolutions ahead of pooling, encoder
+and decoder) are steps too: a ``Window`` remembers the samples, and the layers
+behind it run over ``Frames``, from a zero state in every step.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float32]
 
 #: Elementwise functions. ``hard_sigmoid`` changed its slope with Keras 3.
-ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid_keras2", "hard_sigmoid_keras3")
+#: ``softmax``, of dense layers only, is over all units of a frame.
+ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid_keras2", "hard_sigmoid_keras3", "softmax")
 
 
 def frozen(values: object, dtype: type = np.float32) -> NDArray:
@@ -26,6 +32,36 @@ def frozen(values: object, dtype: type = np.float32) -> NDArray:
     array: NDArray = np.array(values, dtype=dtype, order="C")
     array.setflags(write=False)
     return array
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The time axis that a layer runs over within one step.
+
+    Frame t is made of the input's frames ``sources[t]`` (taps,), side by
+    side; -1 stands for a frame of zeros.
+    """
+
+    sources: NDArray[np.int64]  # (frames, taps)
+
+    @staticmethod
+    def of(sources: object) -> Frames:
+        array = frozen(sources, np.int64)
+        return Frames(array.reshape(len(array), -1))
+
+    @property
+    def count(self) -> int:
+        return len(self.sources)
+
+    @property
+    def taps(self) -> int:
+        return self.sources.shape[1]
+
+    def gather(self, x: NDArray, features: int) -> NDArray:
+        """x (..., any number of frames * features) -> (..., count, taps * features)."""
+        value = x.reshape(*x.shape[:-1], -1, features)
+        value = np.concatenate([value, np.zeros_like(value[..., :1, :])], axis=-2)  # what -1 takes
+        return value[..., self.sources, :].reshape(*x.shape[:-1], self.count, self.taps * features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +73,11 @@ class Lstm:
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
     return_sequences: bool = False
-    go_backwards: bool = False
+    go_backwards: bool = False  # from the last frame to the first; outputs stay with their frames
     stateful: bool = False
     cell_clip: float = 0.0  # |c| <= cell_clip after each step, as TFLite's fused LSTM has it; 0 for none
+    frames: Frames | None = None
+    source: int = -1  # which value it reads: -1 the layer before gives it, -2 the one before that
 
     gates: ClassVar[tuple[str, ...]] = ("i", "f", "c", "o")
     tensors: ClassVar[tuple[str, ...]] = ("kernel", "recurrent_kernel")
@@ -56,8 +94,10 @@ class Gru:
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
     return_sequences: bool = False
-    go_backwards: bool = False
+    go_backwards: bool = False  # from the last frame to the first; outputs stay with their frames
     stateful: bool = False
+    frames: Frames | None = None
+    source: int = -1  # which value it reads: -1 the layer before gives it, -2 the one before that
 
     gates: ClassVar[tuple[str, ...]] = ("z", "r", "h")
     tensors: ClassVar[tuple[str, ...]] = ("kernel", "recurrent_kernel")
@@ -71,8 +111,10 @@ class SimpleRnn:
     bias: Array  # (1, units)
     activation: str = "tanh"
     return_sequences: bool = False
-    go_backwards: bool = False
+    go_backwards: bool = False  # from the last frame to the first; outputs stay with their frames
     stateful: bool = False
+    frames: Frames | None = None
+    source: int = -1  # which value it reads: -1 the layer before gives it, -2 the one before that
 
     gates: ClassVar[tuple[str, ...]] = ("h",)
     tensors: ClassVar[tuple[str, ...]] = ("kernel", "recurrent_kernel")
@@ -80,12 +122,13 @@ class SimpleRnn:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A dense layer; on a sequence it is applied to every step."""
+    """A dense layer, over ``frames`` applied to each; a convolution is one whose frames have several taps."""
 
     name: str
     kernel: Array  # (1, units, inputs)
     bias: Array  # (1, units)
     activation: str = "linear"
+    frames: Frames | None = None
 
     gates: ClassVar[tuple[str, ...]] = ("",)
     tensors: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -102,39 +145,41 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
-class Bidirectional:
-    """Two recurrent layers over a whole window; ``backward`` has go_backwards set."""
+class Window:
+    """The last ``size`` inputs of ``features`` values, this step's behind them; zeros after a reset."""
 
     name: str
-    forward: Lstm | Gru | SimpleRnn
-    backward: Lstm | Gru | SimpleRnn
-    merge_mode: Literal["concat", "sum", "mul", "ave"] = "concat"
+    size: int
+    features: int
 
     tensors: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape:
-    """(any shape) -> ``shape`` (without the batch axis); Flatten is one with one axis."""
+class Pool:
+    """The largest of each frame's taps, feature by feature."""
 
     name: str
-    shape: tuple[int, ...]
+    frames: Frames
+    features: int
 
     tensors: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class RepeatVector:
-    """(features,) -> (times, features)."""
+class Merge:
+    """The last two values side by side, frame by frame, or their product: what a bidirectional layer gives."""
 
     name: str
-    times: int
+    count: int  # frames
+    features: tuple[int, int]  # of the one and of the other
+    mode: Literal["concat", "mul"] = "concat"
 
     tensors: ClassVar[tuple[str, ...]] = ()
 
 
 Recurrent: TypeAlias = Lstm | Gru | SimpleRnn
-Layer: TypeAlias = Lstm | Gru | SimpleRnn | Dense | Activation | Bidirectional | Reshape | RepeatVector
+Layer: TypeAlias = Lstm | Gru | SimpleRnn | Dense | Activation | Window | Pool | Merge
 RECURRENT = (Lstm, Gru, SimpleRnn)
 
 
@@ -177,19 +222,29 @@ class Forecaster:
     feedback: Feedback = Feedback()
     input_range: float = 8.0
     sha256: str = ""
+    output_frames: int = 0  # the outputs are those of so many frames, one after the other; 0 for no time axis
 
     @property
-    def streaming(self) -> bool:
-        """Whether the model can run sample by sample (each layer looks back only)."""
-        return all(
-            isinstance(layer, (Dense, Activation)) or (isinstance(layer, RECURRENT) and not layer.go_backwards)
-            for layer in self.layers
-        )
+    def windowed(self) -> bool:
+        """Whether every step looks at the window anew, so that nothing but samples is remembered."""
+        return not any(isinstance(layer, RECURRENT) and layer.frames is None for layer in self.layers)
 
     @property
     def sequence_output(self) -> bool:
-        """Whether a window gives one output a step instead of one at its end (streaming models)."""
-        return all(layer.return_sequences for layer in self.layers if isinstance(layer, RECURRENT))
+        """Whether the trained model gives an output a sample instead of one at the window's end."""
+        return not self.windowed and all(
+            layer.return_sequences for layer in self.layers if isinstance(layer, RECURRENT) and layer.frames is None
+        )
+
+    @property
+    def lead(self) -> int:
+        """Samples that a direct forecaster hears before its trajectory begins."""
+        return self.window - 1 if self.windowed else 0
+
+    @property
+    def trajectory(self) -> int:
+        """Steps of a direct forecaster's trajectory: the recurrence over its window, or a few windows."""
+        return min(self.window, 4) if self.windowed else self.window
 
     @property
     def parameters(self) -> int:
@@ -204,10 +259,6 @@ class Forecaster:
 
 
 def _arrays(layer: Layer) -> Iterator[Array]:
-    if isinstance(layer, Bidirectional):
-        yield from _arrays(layer.forward)
-        yield from _arrays(layer.backward)
-        return
     for field in fields(layer):
         value = getattr(layer, field.name)
         if isinstance(value, np.ndarray) and not (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -22,17 +22,20 @@ from edgetqs.errors import BadInput, Unsupported
 from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE
 from edgetqs.integer import (
     HARD_SLOPES,
+    UNBOUNDED,
     ChannelCode,
     FeedbackCode,
+    IntegerActivation,
     IntegerDense,
     IntegerLayer,
     IntegerModel,
     IntegerRecurrent,
     Matrix,
+    output_scale,
 )
 from edgetqs.lesson import Lesson
 from edgetqs.matrices import Part, Style, matrices_along, nearest_matrices, read_only
-from edgetqs.model import RECURRENT, Channel, Dense, Forecaster, Gru, Lstm, Recurrent, SimpleRnn
+from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster, Gru, Lstm, Merge, Recurrent, SimpleRnn
 from edgetqs.observe import Observation, observe
 from edgetqs.rollout import cells, feedback_affine, side_by_side
 from edgetqs.rounding import Floats
@@ -43,6 +46,7 @@ Z_SCALES = (5 * 2.0**-14, 5 * 2.0**-13, 5 * 2.0**-12)
 #: What synthetic rollouts reach, times this, must fit.
 Z_MARGIN = 1.5
 CELL_MARGIN = 2.0
+HIDDEN_MARGIN = 2.0
 ROUNDINGS = ("nearest", "trajectory", "learned")
 #: What ``trajectory`` rounding tries by rollout.
 STYLES = tuple(Style(damping, clip) for damping in (0.003, 0.02, 0.1) for clip in (False, True))
@@ -50,7 +54,7 @@ STYLES = tuple(Style(damping, clip) for damping in (0.003, 0.02, 0.1) for clip i
 LESSON, LESSON_SEED = 192, 7
 #: Makes a layer's matrices of its parts.
 Rounder: TypeAlias = Callable[..., list[Matrix]]
-_HINT = "edgetqs computes tanh cells with sigmoid or hard_sigmoid gates exactly; retrain the layer with them"
+_HINT = "gates are computed with sigmoid or hard_sigmoid; retrain the layer with one of them"
 
 
 def quantize(
@@ -95,8 +99,10 @@ def rounded(
 ) -> IntegerModel:
     """Rounded to nearest, or in one style along the trajectories."""
     x_scale = power_of_two_scale(forecaster.input_range)
-    scale, layers = x_scale, []
+    scales, layers = [x_scale], []
+    hidden = _hidden_bits(forecaster, observations)
     for index, (layer, seen) in enumerate(zip(forecaster.layers, observations, strict=True)):
+        scale = scales[getattr(layer, "source", -1)]
 
         def matrices(*parts: Part, index: int = index) -> list[Matrix]:
             if style is None or metrics is None:
@@ -106,12 +112,15 @@ def rounded(
         made: IntegerLayer
         if isinstance(layer, Dense):
             made = _dense(layer, index, scale, widths, matrices)
-            scale = made.output_scale
+        elif isinstance(layer, RECURRENT):
+            made = _recurrent(layer, index, scale, widths, seen, matrices, hidden[index])
+        elif isinstance(layer, Activation):
+            made = _activation(layer, scale)
         else:
-            assert isinstance(layer, RECURRENT)
-            made = _recurrent(layer, index, scale, widths, seen, matrices)
-            scale = UNIT_SCALE
+            made = layer
         layers.append(made)
+        scales.append(output_scale(made, scale))
+    scale = scales[-1]
     return IntegerModel(
         forecaster.name,
         tuple(layers),
@@ -150,7 +159,9 @@ def _follow(
     first = int(np.argmin(errors))
     chosen, error = [first] * len(nearest.layers), errors[first]
     for index, layer in enumerate(models[first].layers):
-        others = [k for k, model in enumerate(models) if output_scale(model.layers[index]) == output_scale(layer)]
+        others = [
+            k for k, model in enumerate(models) if output_scale(model.layers[index], 1.0) == output_scale(layer, 1.0)
+        ]
         trials = [[*chosen[:index], k, *chosen[index + 1 :]] for k in others]
         stacks = [tuple(students[k][at] for at, k in enumerate(trial)) for trial in trials]
         errors = lesson.errors(forecaster, side_by_side(stacks))
@@ -162,23 +173,31 @@ def _follow(
 def check_supported(forecaster: Forecaster) -> None:
     """Raise ``Unsupported`` for the first layer that has no exact integer form."""
     for layer in forecaster.layers:
-        if isinstance(layer, Dense):
-            if layer.activation not in ("linear", "relu", "tanh", "sigmoid"):
-                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _HINT)
-        elif isinstance(layer, RECURRENT):
-            if layer.go_backwards:
-                raise Unsupported("go_backwards cannot run sample by sample", layer.name, "train it forwards")
-            if layer.activation != "tanh":
-                raise Unsupported(f"activation {layer.activation!r} cannot be deployed yet", layer.name, _HINT)
+        if isinstance(layer, RECURRENT):
             gate = getattr(layer, "recurrent_activation", "sigmoid")
             if gate not in ("sigmoid", *HARD_SLOPES):
-                raise Unsupported(f"recurrent_activation {gate!r} cannot be deployed yet", layer.name, _HINT)
-        else:
-            raise Unsupported(
-                f"a {type(layer).__name__} layer cannot run sample by sample",
-                layer.name,
-                "deploy a model of LSTM, GRU, SimpleRNN and Dense layers; `edgetqs inspect` shows each layer",
-            )
+                raise Unsupported(f"recurrent_activation {gate!r} cannot be deployed", layer.name, _HINT)
+            if layer.activation in UNBOUNDED and any(
+                isinstance(m, Merge) and m.mode == "mul" for m in forecaster.layers
+            ):
+                todo = "train it with merge_mode='concat', or with tanh"
+                raise Unsupported(f"merge_mode 'mul' of {layer.activation} cells cannot be deployed", layer.name, todo)
+
+
+def _hidden_bits(forecaster: Forecaster, observations: Sequence[Observation]) -> list[int]:
+    """By layer, k of the hidden states' scale 2^-k; layers that are merged have the same."""
+    bits = []
+    for layer, seen in zip(forecaster.layers, observations, strict=True):
+        unbounded = isinstance(layer, RECURRENT) and layer.activation in UNBOUNDED
+        bits.append(_bits(HIDDEN_MARGIN * seen.hidden_peak) if unbounded else 15)
+        if isinstance(layer, Merge):
+            bits[-3:-1] = [min(bits[-3:-1])] * 2
+    return bits
+
+
+def _bits(bound: float) -> int:
+    """k of the int16 scale 2^-k that holds +-bound, from 2^-15 to 2^-3."""
+    return max(3, min(15, 15 - math.ceil(math.log2(max(bound, 2.0**-14)))))
 
 
 def power_of_two_scale(bound: float) -> float:
@@ -191,7 +210,13 @@ def _widths(widths: Mapping[Block, int], index: int, tensor: str, layer: Recurre
 
 
 def _recurrent(
-    layer: Recurrent, index: int, scale: float, widths: Mapping[Block, int], seen: Observation, matrices: Rounder
+    layer: Recurrent,
+    index: int,
+    scale: float,
+    widths: Mapping[Block, int],
+    seen: Observation,
+    matrices: Rounder,
+    hidden_bits: int,
 ) -> IntegerRecurrent:
     weights, recurrent_weights = (w.astype(np.float64) for w in (layer.kernel, layer.recurrent_kernel))
     bias = layer.bias.astype(np.float64)
@@ -201,7 +226,8 @@ def _recurrent(
         kind = "gru_reset_after"
         recurrent_bias[2] = layer.recurrent_bias[2]
         bias[:2] += layer.recurrent_bias[:2]
-    bound = max(_bound(weights, bias, scale), _bound(recurrent_weights, recurrent_bias, UNIT_SCALE))
+    h_scale = 2.0**-hidden_bits
+    bound = max(_bound(weights, bias, scale), _bound(recurrent_weights, recurrent_bias, h_scale))
     needed = min(bound, Z_MARGIN * seen.part_peak)
     z_scale = next((s for s in Z_SCALES if needed <= INT16_MAX * s), Z_SCALES[-1])
     clip = getattr(layer, "cell_clip", 0.0)
@@ -209,9 +235,7 @@ def _recurrent(
         what = f"its cell state reaches the limit of {clip:g} along the model's own rollouts"
         todo = "the integer cell has no such limit: scale the inputs down, or convert the model without a fused LSTM"
         raise Unsupported(what, layer.name, todo)
-    cell_bits = 11
-    while CELL_MARGIN * seen.cell_peak > 2.0 ** (15 - cell_bits) and cell_bits > 3:
-        cell_bits -= 1
+    cell_bits = min(11, _bits(CELL_MARGIN * seen.cell_peak))
 
     kernel, recurrent = matrices(
         Part(f"{layer.name}/kernel", weights, bias, _widths(widths, index, "kernel", layer), scale, z_scale),
@@ -220,7 +244,7 @@ def _recurrent(
             recurrent_weights,
             recurrent_bias,
             _widths(widths, index, "recurrent_kernel", layer),
-            UNIT_SCALE,
+            h_scale,
             z_scale,
         ),
     )
@@ -234,28 +258,36 @@ def _recurrent(
         z_scale,
         getattr(layer, "recurrent_activation", "sigmoid"),
         cell_bits,
+        layer.activation,
+        hidden_bits,
+        layer.frames,
+        layer.source,
+        layer.return_sequences,
+        layer.go_backwards,
     )
 
 
 def _dense(layer: Dense, index: int, scale: float, widths: Mapping[Block, int], matrices: Rounder) -> IntegerDense:
     weights, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
     bound = _bound(weights, bias, scale)
-    if layer.activation in ("tanh", "sigmoid"):
+    if layer.activation not in UNBOUNDED:
         product_scale = next((s for s in Z_SCALES if bound <= INT16_MAX * s), Z_SCALES[-1])
         output_scale = UNIT_SCALE
     else:
         product_scale = output_scale = power_of_two_scale(bound * 1.02)
     own = _widths(widths, index, "kernel", layer)
     (matrix,) = matrices(Part(f"{layer.name}/kernel", weights, bias, own, scale, product_scale))
-    while layer.activation in ("linear", "relu") and matrix.reach() > INT16_MAX:  # rounding went past the float bound
+    while layer.activation in UNBOUNDED and matrix.reach() > INT16_MAX:  # rounding went past the float bound
         output_scale *= 2
         matrix = replace(matrix, shift=read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
-    return IntegerDense(layer.name, matrix, layer.activation, output_scale)  # type: ignore[arg-type]
+    return IntegerDense(layer.name, matrix, layer.activation, output_scale, layer.frames)
 
 
-def output_scale(layer: IntegerLayer) -> float:
-    """The scale of what a layer gives to the next."""
-    return layer.output_scale if isinstance(layer, IntegerDense) else UNIT_SCALE
+def _activation(layer: Activation, scale: float) -> IntegerActivation:
+    """Tables read the finest scale that holds all of the input's."""
+    bits = round(-math.log2(scale))
+    z_bits = next((k for k in (14, 13) if 5 * 2.0**-k >= scale), 12)
+    return IntegerActivation(layer.name, layer.function, bits, z_bits)
 
 
 def _bound(weights: Floats, bias: Floats, input_scale: float) -> float:

@@ -22,16 +22,15 @@ from edgetqs import keras_graph, keras_layers
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.keras_files import KerasFile, Tensor, parse, read_bytes
 from edgetqs.keras_layers import MAX_AXIS, Affine, Node, Shape, WithKernel
-from edgetqs.model import (
-    RECURRENT,
-    Activation,
+from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster, frozen
+from edgetqs.stepwise import (
     Bidirectional,
-    Channel,
-    Dense,
-    Forecaster,
-    Layer,
+    Convolution,
     RepeatVector,
     Reshape,
+    Trained,
+    output_channels,
+    stepwise,
 )
 
 #: Models may leave the window's length open (None in Keras); this many samples then.
@@ -49,10 +48,14 @@ VANISHING = (
     "SpatialDropout1D",
 )
 
+#: What TimeDistributed may hold: layers that treat every step alike.
+OVER_TIME = (*VANISHING, "Activation", "BatchNormalization", "Dense", "ReLU")
+
 #: Classes with weights, as groups of a .keras file are named.
 SNAKE_CASE = {
     "BatchNormalization": "batch_normalization",
     "Bidirectional": "bidirectional",
+    "Conv1D": "conv1d",
     "Dense": "dense",
     "GRU": "gru",
     "LSTM": "lstm",
@@ -129,7 +132,7 @@ class _Assembly:
         self.shape = shape
         self.window = 0
         self.inputs: tuple[Channel, ...] = ()
-        self.layers: list[Layer] = []
+        self.layers: list[Trained] = []
         self.affine: Affine | None = None
 
     # --- one Keras layer -----------------------------------------------------
@@ -140,15 +143,21 @@ class _Assembly:
             return
         if kind == "TimeDistributed":
             inner = node.child("layer")
-            if inner.kind != "Dense" or len(self.shape) < 2:
+            if inner.kind not in OVER_TIME or len(self.shape) < 2:
                 raise keras_layers.unsupported(replace(node, kind=f"TimeDistributed({inner.kind})"))
-            # A Dense layer is applied to every step anyway.
-            node, kind = replace(inner, name=node.name), "Dense"
+            if inner.kind in VANISHING:
+                return
+            # These layers are applied to every step anyway.
+            node, kind = replace(inner, name=node.name), inner.kind
         if kind in (*keras_layers.RECURRENT_KINDS, "RNN", "Bidirectional"):
             self._recurrent(node, tensors)
         elif kind in ("Dense", "TimeDistributedDense"):
             dense = keras_layers.dense(node, tensors, self._features(node))
             self._append(self._folded(dense, node.where), (*self.shape[:-1], dense.bias.size))
+        elif kind in ("Conv1D", "Convolution1D"):
+            self._convolution(node, tensors)
+        elif kind in ("MaxPooling1D", "GlobalMaxPooling1D"):
+            self._pooling(node)
         elif kind in ("Normalization", "Rescaling", "BatchNormalization"):
             self._normalisation(node, tensors)
         elif kind in ("Activation", "ReLU"):
@@ -175,6 +184,45 @@ class _Assembly:
             units += layer.backward.kernel.shape[1]
         self._append(self._folded(layer, node.where), (self.shape[0], units) if one.return_sequences else (units,))
 
+    def _convolution(self, node: Node, tensors: Sequence[Tensor]) -> None:
+        frames, features = self._over_time(node)
+        layer = keras_layers.convolution(node, tensors, features)
+        self._settle(node.where)
+        if layer.padding != "valid" and self.affine is not None and (self.affine.shift != 0).any():
+            self._materialise()  # its zeros come behind the normalisation
+        count = None
+        if frames is not None:
+            count = frames if layer.padding != "valid" else frames - layer.reach + 1
+            count = -(-count // layer.stride)
+            if count < 1:
+                raise BadInput(f"{frames} frames are fewer than its kernel reaches over", node.where)
+        self._append(self._folded(layer, node.where), (count, layer.dense.bias.size))
+
+    def _pooling(self, node: Node) -> None:
+        frames, features = self._over_time(node)
+        layer = keras_layers.pooling(node)
+        self._settle(node.where)
+        if self.affine is not None and not (self.affine.scale > 0).all():
+            self._materialise()  # the largest of negated values is the smallest
+        count = None
+        if frames is not None and layer.size:
+            count = -(-(frames if layer.padding == "same" else frames - layer.size + 1) // layer.stride)
+            if count < 1:
+                raise BadInput(f"{frames} frames are fewer than pool_size={layer.size}", node.where)
+        self._append(layer, (count, features) if layer.size else (features,))
+
+    def _over_time(self, node: Node) -> tuple[int | None, int]:
+        if len(self.shape) != 2:
+            raise BadInput(f"a layer over time after the shape {self.shape}, not (time, features)", node.where)
+        return self.shape[0], self._features(node)
+
+    def _materialise(self) -> None:
+        """What is not yet folded as a dense layer of its own."""
+        affine, self.affine = self.affine, None
+        assert affine is not None
+        kernel, bias = frozen(np.diag(affine.scale)[None]), frozen(affine.shift[None])
+        self._append(Dense(affine.layer.name, kernel, bias), self.shape)
+
     def _normalisation(self, node: Node, tensors: Sequence[Tensor]) -> None:
         features = self._features(node)
         if node.kind == "Rescaling":
@@ -194,16 +242,19 @@ class _Assembly:
             return
         self._settle(node.where)
         last = self.layers[-1] if self.layers else None
-        if isinstance(last, Dense) and last.activation == "linear":
+        inner = last.dense if isinstance(last, Convolution) else last
+        if isinstance(inner, Dense) and inner.activation == "linear":
             # Dense, BatchNormalization, Activation is one Dense layer.
-            last = last if self.affine is None else self.affine.behind(last)
-            self.layers[-1] = replace(last, activation=function)
-        elif self.affine is None:
-            self._append(Activation(node.name, function), self.shape)
+            inner = inner if self.affine is None else self.affine.behind(inner)
+            inner = replace(inner, activation=function)
+            self.layers[-1] = replace(last, dense=inner) if isinstance(last, Convolution) else inner
+            self.affine = None
+            return
+        if self.affine is not None:
+            self._materialise()
+            self._activation(node)
         else:
-            what = f"{self.affine.layer.name!r} ahead of it has no weights to go into"
-            raise Unsupported(what, node.where, "Put a Dense layer between the two.")
-        self.affine = None
+            self._append(Activation(node.name, function), self.shape)
 
     def _reshape(self, node: Node) -> None:
         if None in self.shape:
@@ -253,13 +304,15 @@ class _Assembly:
         affine, self.affine = self.affine, None
         return layer if affine is None else affine.ahead_of(layer)
 
-    def _append(self, layer: Layer, shape: Shape) -> None:
+    def _append(self, layer: Trained, shape: Shape) -> None:
         name = _identifier(layer.name, "layer")
         while any(name == other.name for other in self.layers):
             name += "_"
         if isinstance(layer, Bidirectional):
             forward = replace(layer.forward, name=f"{name}_forward")
             layer = replace(layer, forward=forward, backward=replace(layer.backward, name=f"{name}_backward"))
+        if isinstance(layer, Convolution):
+            layer = replace(layer, dense=replace(layer.dense, name=name))
         self.layers.append(replace(layer, name=name))
         self.shape = shape
 
@@ -267,22 +320,26 @@ class _Assembly:
         if not any(isinstance(layer, (*RECURRENT, Bidirectional)) for layer in self.layers):
             todo = "edgetqs is for forecasters with an LSTM, GRU or SimpleRNN; for others use LiteRT."
             raise Unsupported("the model has no recurrent layer", self.file, todo)
-        outputs = self._outputs()
-        return Forecaster(name, tuple(self.layers), self.inputs, outputs, self.window, sha256=sha256)
-
-    def _outputs(self) -> tuple[Channel, ...]:
         features = self.shape[-1] or 0
-        if self.affine is None:
-            return tuple(Channel(f"y{i}") for i in range(features))
-        scale, shift = self.affine.scale, self.affine.shift
-        if not (scale > 0).all():
-            last = self.layers[-1]
-            if not isinstance(last, Dense) or last.activation != "linear":
-                todo = "Put a linear Dense layer ahead of it."
-                raise Unsupported(f"the scale of {self.affine.layer.name!r} is not positive", self.file, todo)
-            self.layers[-1] = Affine(self.affine.layer, np.sign(scale), np.zeros(features)).behind(last)
-        std = np.abs(np.where(scale != 0, scale, 1))
-        return tuple(Channel(f"y{i}", mean=float(shift[i]), std=float(std[i])) for i in range(features))
+        scale, shift = np.ones(features), np.zeros(features)
+        if self.affine is not None:
+            scale, shift = self._behind(self.affine)
+        made = stepwise(self.layers, self.window, len(self.inputs))
+        outputs = output_channels(made.shape, scale, shift)
+        return Forecaster(
+            name, made.layers, self.inputs, outputs, self.window, sha256=sha256, output_frames=made.frames
+        )
+
+    def _behind(self, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+        """The scaling at the end as the channels take it: a std is positive, signs and zeros go into the weights."""
+        if (affine.scale > 0).all():
+            return affine.scale, affine.shift
+        last = self.layers[-1]
+        if not isinstance(last, Dense) or last.activation != "linear":
+            self._materialise()
+            return np.ones(len(affine.scale)), np.zeros(len(affine.scale))
+        self.layers[-1] = replace(affine, scale=np.sign(affine.scale), shift=0 * affine.shift).behind(last)
+        return np.abs(np.where(affine.scale != 0, affine.scale, 1)), affine.shift
 
 
 def _target(node: Node, size: int) -> tuple[int, ...]:

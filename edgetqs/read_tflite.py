@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from edgetqs.errors import LOGITS, BadInput, Unsupported
-from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer, Reshape
+from edgetqs.model import RECURRENT, Channel, Forecaster
 from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
 from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
 from edgetqs.rollout import step as run_step
 from edgetqs.rollout import window as run_window
+from edgetqs.stepwise import Bidirectional, Reshape, Trained, output_channels, stepwise
 from edgetqs.tflite_graph import DAMAGED, MOST_BYTES, Floats, Graphs, read_bytes
 from edgetqs.tflite_layers import Chain, Reader, source
 from edgetqs.tflite_operators import OPERATORS
@@ -149,7 +150,8 @@ class _Found:
         feeds = self._feeds(chain, x)
         leaves = self.trace.symbols.evaluate(feeds, 3)
         wanted = np.stack([value_of(vector, leaves, 3) for vector in self.outputs[k]], axis=1)
-        self._check(run_window(made, x), wanted if self.sequences[k] else wanted[:, 0], reader.spread)
+        given = run_window(made, x)
+        self._check(given, wanted.reshape(given.shape) if wanted.size == given.size else wanted, reader.spread)
         return made
 
     def _feeds(self, chain: Chain, x: Floats) -> dict[tuple[int, int], Floats]:
@@ -249,12 +251,10 @@ class _Found:
             raise Unsupported("reads its window from the end", self.where, "export it with the window in order")
         self._check_steps(steps)
         channels = self._channels(steps)
-        width = size(self.outputs[0][0]) if len(self.outputs) == 1 else layers[-1].bias.shape[-1]  # type: ignore
-        scale, shift = outputs or (np.ones(width), np.zeros(width))
-        named = tuple(
-            Channel(f"y{i}", mean=float(b), std=float(a)) for i, (a, b) in enumerate(zip(scale, shift, strict=True))
-        )
-        made = Forecaster("model", tuple(layers), channels, named, len(steps))
+        found = stepwise(layers, len(steps), len(channels))
+        scale, shift = outputs or (np.ones(found.shape[-1]), np.zeros(found.shape[-1]))
+        named = output_channels(found.shape, scale, shift)
+        made = Forecaster("model", found.layers, channels, named, len(steps), output_frames=found.frames)
         bounds = [limit for limit in (self._range(part) for part in steps[0]) if limit]
         if bounds:
             std = min(channel.std for channel in channels)
@@ -312,10 +312,10 @@ class _Found:
         return float(max(abs(limit - zero) for limit in _LIMITS[tensor.kind]) * tensor.scale[0])
 
 
-def _named(layers: Sequence[Layer]) -> list[Layer]:
+def _named(layers: Sequence[Trained]) -> list[Trained]:
     """Layers with different names: lstm, lstm_1, ..."""
     counts: Counter[str] = Counter()
-    named: list[Layer] = []
+    named: list[Trained] = []
     for layer in layers:
         name = f"{layer.name}_{counts[layer.name]}" if counts[layer.name] else layer.name
         counts[layer.name] += 1

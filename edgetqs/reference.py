@@ -5,6 +5,7 @@ Values are int64 arrays holding int16 numbers, with any leading batch axes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -13,7 +14,16 @@ import numpy as np
 from edgetqs import fixedpoint as fp
 from edgetqs.errors import BadInput
 from edgetqs.fixedpoint import Integers
-from edgetqs.integer import HARD_SLOPES, IntegerDense, IntegerModel, IntegerRecurrent, Matrix
+from edgetqs.integer import (
+    HARD_SLOPES,
+    IntegerActivation,
+    IntegerDense,
+    IntegerLayer,
+    IntegerModel,
+    IntegerRecurrent,
+    Matrix,
+)
+from edgetqs.model import Merge, Pool, Window
 
 #: One tuple a layer, as in ``rollout.State``.
 State: TypeAlias = tuple[tuple[Integers, ...], ...]
@@ -46,18 +56,17 @@ class Trace:
 
 def zero_state(model: IntegerModel, batch: tuple[int, ...] = ()) -> State:
     """The state after a reset."""
-
-    def zeros(layer: IntegerRecurrent) -> Integers:
-        return np.zeros((*batch, layer.units), np.int64)
-
     return tuple(
-        ()
-        if isinstance(layer, IntegerDense)
-        else (zeros(layer), zeros(layer))
-        if layer.kind == "lstm"
-        else (zeros(layer),)
-        for layer in model.layers
+        tuple(np.zeros((*batch, _width(layer)), np.int64) for _ in names)
+        for layer, names in zip(model.layers, model.states(), strict=True)
     )
+
+
+def _width(layer: IntegerLayer) -> int:
+    if isinstance(layer, Window):
+        return layer.size * layer.features
+    assert isinstance(layer, IntegerRecurrent)
+    return layer.units
 
 
 def product(matrix: Matrix, x: Integers, rows: slice = slice(None)) -> Integers:
@@ -72,31 +81,80 @@ def product(matrix: Matrix, x: Integers, rows: slice = slice(None)) -> Integers:
 def step(model: IntegerModel, state: State, x: Integers, trace: Trace | None = None) -> tuple[Integers, State]:
     """One step: x (..., inputs) int16 values -> (y (..., outputs), next state)."""
     trace = trace or Trace()
-    after: list[tuple[Integers, ...]] = []
+    values, after = [x], []
     for layer, own in zip(model.layers, state, strict=True):
-        if isinstance(layer, IntegerDense):
-            x, own = _dense(layer, x, trace), ()
-        elif layer.kind == "lstm":
-            own = _lstm(layer, x, own, trace)
-            x = own[0]
-        elif layer.kind == "rnn":
-            x = _rnn(layer, x, own[0], trace)
-            own = (x,)
-        else:
-            x = _gru(layer, x, own[0], trace)
-            own = (x,)
+        y, own = _layer(layer, own, values, trace)
+        values.append(y)
         after.append(own)
-    return x, tuple(after)
+    return values[-1], tuple(after)
+
+
+def _layer(
+    layer: IntegerLayer, state: tuple[Integers, ...], values: list[Integers], trace: Trace
+) -> tuple[Integers, tuple[Integers, ...]]:
+    """(output, next state) of a layer that reads one or two of the values so far."""
+    if isinstance(layer, Merge):
+        return _merged(layer, values[-2], values[-1]), ()
+    x = values[getattr(layer, "source", -1)]
+    if isinstance(layer, Window):
+        after = np.concatenate([state[0][..., layer.features :], x], axis=-1)
+        return after, (after,)
+    if isinstance(layer, Pool):
+        taps = layer.frames.gather(x, layer.features)
+        taps = taps.reshape(*taps.shape[:-1], layer.frames.taps, layer.features)
+        return taps.max(axis=-2).reshape(*x.shape[:-1], -1), ()
+    if isinstance(layer, IntegerDense):
+        return _dense(layer, x, trace), ()
+    if isinstance(layer, IntegerActivation):
+        return trace.add(layer.name, "output", _activated(layer, x)), ()
+    if layer.frames is None:
+        state = _CELLS[layer.kind](layer, x, state, trace)
+        return state[0], state
+    return _over_frames(layer, layer.frames.gather(x, layer.kernel.columns // layer.frames.taps), trace), ()
+
+
+def _merged(layer: Merge, a: Integers, b: Integers) -> Integers:
+    if layer.mode == "mul":
+        return fp.multiply(a, b, 14)
+    parts = [v.reshape(*v.shape[:-1], layer.count, -1) for v in (a, b)]
+    return np.concatenate(parts, axis=-1).reshape(*a.shape[:-1], -1)
+
+
+def _over_frames(layer: IntegerRecurrent, frames: Integers, trace: Trace) -> Integers:
+    state = tuple(np.zeros((*frames.shape[:-2], layer.units), np.int64) for _ in layer.state_scales)
+    outputs = {}
+    for t in layer.order:
+        state = _CELLS[layer.kind](layer, frames[..., t, :], state, trace)
+        outputs[t] = state[0]
+    if not layer.return_sequences:
+        return state[0]
+    return trace.add(layer.name, "output", np.concatenate([outputs[t] for t in sorted(outputs)], axis=-1))
 
 
 def _dense(layer: IntegerDense, x: Integers, trace: Trace) -> Integers:
+    if layer.frames is not None:
+        x = layer.frames.gather(x, layer.kernel.columns // layer.frames.taps)
     y = trace.saturate(layer.name, "kernel", product(layer.kernel, x))
-    if layer.activation == "relu":
-        y = np.maximum(y, 0)
-    elif layer.activation != "linear":
-        function = fp.tanh if layer.activation == "tanh" else fp.logistic
-        y = function(y, *fp.table_multiplier(layer.kernel.output_scale))
-    return trace.add(layer.name, "output", y)
+    y = apply(layer.activation, y, layer.kernel.output_scale)
+    return trace.add(layer.name, "output", y if layer.frames is None else y.reshape(*y.shape[:-2], -1))
+
+
+def apply(function: str, values: Integers, scale: float) -> Integers:
+    """A function of values at ``scale``: relu and linear keep it, the others give 2^-15."""
+    if function == "linear":
+        return values
+    if function == "relu":
+        return np.maximum(values, 0)
+    if function in HARD_SLOPES:
+        return fp.hard_sigmoid(values, round(math.log2(5 / scale)), HARD_SLOPES[function])
+    return (fp.tanh if function == "tanh" else fp.logistic)(values, *fp.table_multiplier(scale))
+
+
+def _activated(layer: IntegerActivation, x: Integers) -> Integers:
+    if layer.function == "relu":
+        return np.maximum(x, 0)
+    z = fp.rescale(x, layer.z_bits - 2 - layer.input_bits)
+    return apply(layer.function, z, 5 * 2.0**-layer.z_bits)
 
 
 def _parts(layer: IntegerRecurrent, x: Integers, h: Integers, gates: slice, trace: Trace) -> tuple[Integers, Integers]:
@@ -117,9 +175,7 @@ def _gates(layer: IntegerRecurrent, first: int, parts: tuple[Integers, Integers]
 
 def squash(layer: IntegerRecurrent, z: Integers) -> Integers:
     """A gate's value in [0, 1) from its pre-activation."""
-    if layer.gate == "sigmoid":
-        return fp.logistic(z, *fp.table_multiplier(layer.z_scale))
-    return fp.hard_sigmoid(z, layer.z_bits, HARD_SLOPES[layer.gate])
+    return apply(layer.gate, z, layer.z_scale)
 
 
 def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trace: Trace) -> tuple[Integers, ...]:
@@ -127,14 +183,31 @@ def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], tra
     zi, zf, zc, zo = _gates(layer, 0, _parts(layer, x, h, slice(0, 4), trace), trace)
     i, f, o = (squash(layer, z) for z in (zi, zf, zo))
     kept = fp.multiply(f, c, 14)
-    new = fp.multiply(i, fp.tanh(zc, *fp.table_multiplier(layer.z_scale)), 29 - layer.cell_bits)
+    candidate = apply(layer.activation, zc, layer.z_scale)
+    if layer.bounded:
+        new = fp.multiply(i, candidate, 29 - layer.cell_bits)
+    else:
+        new = fp.multiply_fifth(i, candidate, layer.z_bits + 12 - layer.cell_bits)
     c = trace.add(layer.name, "cell_state", trace.saturate(layer.name, "cell_state", kept + new))
-    squashed = fp.tanh(fp.rescale(c, 11 - layer.cell_bits), *fp.table_multiplier(fp.TANH_SCALE))
-    h = trace.add(layer.name, "hidden_state", fp.multiply(o, squashed, 14))
-    return h, c
+    if layer.bounded:
+        squashed = apply(layer.activation, fp.rescale(c, 11 - layer.cell_bits), fp.TANH_SCALE)
+        return trace.add(layer.name, "hidden_state", fp.multiply(o, squashed, 14)), c
+    product = fp.rounding_shift(
+        (o * apply(layer.activation, c, 1.0) + 1) >> 1, 14 + layer.cell_bits - layer.hidden_bits
+    )
+    return trace.add(layer.name, "hidden_state", trace.saturate(layer.name, "hidden_state", product)), c
 
 
-def _gru(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Integers:
+def _new(layer: IntegerRecurrent, z: Integers, trace: Trace) -> Integers:
+    """The activation of a GRU's or SimpleRNN's pre-activation, at the hidden state's scale."""
+    values = apply(layer.activation, z, layer.z_scale)
+    if layer.bounded:
+        return values
+    return trace.saturate(layer.name, "hidden_state", fp.rescale_fifth(values, layer.hidden_bits - layer.z_bits + 3))
+
+
+def _gru(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trace: Trace) -> tuple[Integers, ...]:
+    (h,) = state
     zz, zr = _gates(layer, 0, _parts(layer, x, h, slice(0, 2), trace), trace)
     z, r = squash(layer, zz), squash(layer, zr)
     if layer.kind == "gru_reset_after":
@@ -143,14 +216,17 @@ def _gru(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Int
     else:
         input_part, recurrent_part = _parts(layer, x, fp.multiply(r, h, 14), slice(2, 3), trace)
     (zh,) = _gates(layer, 2, (input_part, recurrent_part), trace)
-    new = fp.tanh(zh, *fp.table_multiplier(layer.z_scale))
+    new = _new(layer, zh, trace)
     fresh = fp.saturate(new - fp.multiply(z, new, 14))
-    return trace.add(layer.name, "hidden_state", fp.saturate(fresh + fp.multiply(z, h, 14)))
+    return (trace.add(layer.name, "hidden_state", fp.saturate(fresh + fp.multiply(z, h, 14))),)
 
 
-def _rnn(layer: IntegerRecurrent, x: Integers, h: Integers, trace: Trace) -> Integers:
-    (z,) = _gates(layer, 0, _parts(layer, x, h, slice(0, 1), trace), trace)
-    return trace.add(layer.name, "hidden_state", fp.tanh(z, *fp.table_multiplier(layer.z_scale)))
+def _rnn(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trace: Trace) -> tuple[Integers, ...]:
+    (z,) = _gates(layer, 0, _parts(layer, x, state[0], slice(0, 1), trace), trace)
+    return (trace.add(layer.name, "hidden_state", _new(layer, z, trace)),)
+
+
+_CELLS = {"lstm": _lstm, "gru": _gru, "gru_reset_after": _gru, "rnn": _rnn}
 
 
 def run(model: IntegerModel, state: State, x: Integers) -> tuple[Integers, State]:

@@ -154,6 +154,8 @@ class Bench:
 
     def _cell(self, index: int, chosen: list[dict[Block, int]]) -> Cell:
         plain = self.variants[4, 4][index]
+        if not plain.layer.tensors:
+            return plain
         gates = len(plain.layer.kernel)  # type: ignore[union-attr]
         recurrent = isinstance(plain.layer, RECURRENT)
         fields = ("kernel", "bias", *(("recurrent_kernel", "recurrent_bias") if recurrent else ()))

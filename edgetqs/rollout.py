@@ -16,27 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetqs.errors import BadInput
-from edgetqs.model import (
-    RECURRENT,
-    Activation,
-    Bidirectional,
-    Dense,
-    Forecaster,
-    Gru,
-    Layer,
-    Lstm,
-    Recurrent,
-    RepeatVector,
-    Reshape,
-)
+from edgetqs.model import RECURRENT, Activation, Dense, Forecaster, Gru, Layer, Lstm, Merge, Pool, Window
 
 Values: TypeAlias = NDArray[np.floating[Any]]
-#: One tuple a layer: (h, c) for an LSTM, (h,) for a GRU or SimpleRNN, () otherwise.
+#: One tuple a layer: (h, c) for an LSTM, (h,) for a GRU or SimpleRNN, the samples for a Window, () otherwise;
+#: () too for recurrent layers over frames, which remember nothing from one step to the next.
 State: TypeAlias = tuple[tuple[Values, ...], ...]
 
 
 def sigmoid(x: Values) -> Values:
     return 0.5 * np.tanh(0.5 * x) + 0.5
+
+
+def softmax(x: Values) -> Values:
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 FUNCTIONS: dict[str, Callable[[Values], Values]] = {
@@ -46,6 +40,7 @@ FUNCTIONS: dict[str, Callable[[Values], Values]] = {
     "relu": lambda x: np.maximum(x, 0),
     "hard_sigmoid_keras2": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
     "hard_sigmoid_keras3": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "softmax": softmax,
 }
 
 
@@ -96,22 +91,66 @@ def zero_state(stack: tuple[Cell, ...], batch: tuple[int, ...]) -> State:
 
 
 def zero_cell_state(one: Cell, batch: tuple[int, ...]) -> tuple[Values, ...]:
-    if not isinstance(one.layer, RECURRENT):
-        return ()
-    units = one.recurrent_kernel.shape[-2]
-    zeros = np.zeros((*batch, units), one.kernel.dtype)
+    layer = one.layer
+    if isinstance(layer, Window):
+        return (np.zeros((*batch, layer.size * layer.features), one.kernel.dtype),)
+    if isinstance(layer, RECURRENT) and layer.frames is None:
+        return zero_cell(one, batch)
+    return ()
+
+
+def zero_cell(one: Cell, batch: tuple[int, ...]) -> tuple[Values, ...]:
+    """What a recurrent layer starts from."""
+    zeros = np.zeros((*batch, one.recurrent_kernel.shape[-2]), one.kernel.dtype)
     return (zeros, zeros) if isinstance(one.layer, Lstm) else (zeros,)
 
 
 def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, tuple[Values, ...]]:
     """One step of one layer: (output, next state)."""
     layer = one.layer
+    if isinstance(layer, Window):
+        lead = np.broadcast_shapes(x.shape[:-1], state[0].shape[:-1])
+        parts = [np.broadcast_to(part, (*lead, part.shape[-1])) for part in (state[0][..., layer.features :], x)]
+        after = np.concatenate(parts, axis=-1)
+        return after, (after,)
+    if isinstance(layer, Merge):
+        return x, ()
     if isinstance(layer, Activation):
         return FUNCTIONS[layer.function](x), ()
+    if isinstance(layer, Pool):
+        taps = layer.frames.gather(x, layer.features)
+        taps = taps.reshape(*taps.shape[:-1], layer.frames.taps, layer.features)
+        return taps.max(axis=-2).reshape(*x.shape[:-1], -1), ()
+    if layer.frames is None:
+        return step_frame(one, state, x)
+    frames = layer.frames.gather(x, one.kernel.shape[-2] // layer.frames.taps)
+    if isinstance(layer, Dense):
+        flat = frames.reshape(*x.shape[:-2], -1, frames.shape[-1])  # frames beside each other in the batch
+        y = step_frame(one, (), flat)[0]
+        return y.reshape(*y.shape[:-2], x.shape[-2], -1), ()
+    return over_frames(one, frames), ()
+
+
+def over_frames(one: Cell, frames: Values) -> Values:
+    """A recurrent layer over (..., T, columns) from a zero state: its last output, or all of them side by side."""
+    layer = one.layer
+    assert isinstance(layer, RECURRENT)
+    state = zero_cell(one, frames.shape[:-2])
+    outputs = []
+    for t in range(frames.shape[-2]):
+        y, state = step_frame(one, state, frames[..., -1 - t if layer.go_backwards else t, :])
+        outputs.append(y)
+    if not layer.return_sequences:
+        return y
+    return np.concatenate(outputs[::-1] if layer.go_backwards else outputs, axis=-1)
+
+
+def step_frame(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, tuple[Values, ...]]:
+    """A Dense or recurrent layer on one frame: (output, next state)."""
+    layer = one.layer
     if isinstance(layer, Dense):
         return FUNCTIONS[layer.activation](x @ one.kernel + one.bias), ()
-    if not isinstance(layer, RECURRENT):
-        raise BadInput("this layer cannot run step by step", layer.name)
+    assert isinstance(layer, RECURRENT)
     inputs = x @ one.kernel + one.bias
     h = state[0]
     units = h.shape[-1]
@@ -146,11 +185,42 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
 
 def step(stack: tuple[Cell, ...], state: State, x: Values) -> tuple[Values, State]:
     """One step of a streaming model: x (..., inputs) -> (y (..., outputs), next state)."""
-    after = []
+    values, after = [x], []
     for one, own in zip(stack, state, strict=True):
-        x, own = step_cell(one, own, x)
+        y, own = step_cell(one, own, taken(one.layer, values))
+        values.append(y)
         after.append(own)
-    return x, tuple(after)
+    return values[-1], tuple(after)
+
+
+def taken(layer: Layer, values: Sequence[Values]) -> Values:
+    """What a layer reads of the values so far."""
+    if isinstance(layer, Merge):
+        return merged(layer, values[-2], values[-1])
+    return values[getattr(layer, "source", -1)]
+
+
+def merged(layer: Merge, a: Values, b: Values) -> Values:
+    """Two values of (..., count * features each)."""
+    if layer.mode == "mul":
+        return a * b
+    lead = np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+    parts = [np.broadcast_to(v, (*lead, v.shape[-1])).reshape(*lead, layer.count, -1) for v in (a, b)]
+    return np.concatenate(parts, axis=-1).reshape(*lead, -1)
+
+
+def remembering(stack: tuple[Cell, ...]) -> int:
+    """How many layers there are up to the last one that remembers anything from one step to the next."""
+    return max((k + 1 for k, one in enumerate(stack) if zero_cell_state(one, ())), default=0)
+
+
+def listen(stack: tuple[Cell, ...], state: State, x: Values) -> State:
+    """The state after x (..., T, inputs); layers that only serve the output are not run."""
+    part = remembering(stack)
+    own = state[:part]
+    for t in range(x.shape[-2]):
+        _, own = step(stack[:part], own, x[..., t, :])
+    return (*own, *state[part:])
 
 
 def run(stack: tuple[Cell, ...], state: State, x: Values) -> tuple[Values, State]:
@@ -224,40 +294,15 @@ def physical(forecaster: Forecaster, y: Values) -> Values:
 def window(forecaster: Forecaster, x: Values) -> Values:
     """What the trained model gives for whole windows.
 
-    x (batch, T, inputs) in physical units -> (batch, outputs), or
-    (batch, T, outputs) where the last layer returns sequences.
+    x (batch, T, inputs) in physical units -> (batch, outputs), (batch, T,
+    outputs) where it gives an output a sample, or (batch, frames, features).
     """
     value = normalise(forecaster, np.asarray(x, np.float64))
-    for layer in forecaster.layers:
-        value = apply(layer, value)
-    return physical(forecaster, value)
-
-
-def apply(layer: Layer, value: Values) -> Values:
-    """One layer over a whole window, the way Keras runs it: from a zero state."""
-    if isinstance(layer, RECURRENT):
-        return _sequence(layer, value)
-    if isinstance(layer, Bidirectional):
-        forward, backward = _sequence(layer.forward, value), _sequence(layer.backward, value)
-        if layer.backward.return_sequences:
-            backward = backward[:, ::-1]
-        merge: dict[str, Callable[[Values, Values], Values]] = {
-            "sum": np.add,
-            "mul": np.multiply,
-            "ave": lambda a, b: (a + b) / 2,
-            "concat": lambda a, b: np.concatenate([a, b], -1),
-        }
-        return merge[layer.merge_mode](forward, backward)
-    if isinstance(layer, Reshape):
-        return value.reshape(len(value), *layer.shape)
-    if isinstance(layer, RepeatVector):
-        return np.repeat(value[:, None], layer.times, axis=1)
-    return step_cell(cell(layer), (), value)[0]
-
-
-def _sequence(layer: Recurrent, x: Values) -> Values:
-    one = cell(layer)
-    if layer.go_backwards:
-        x = x[:, ::-1]
-    outputs, _ = run((one,), zero_state((one,), (len(x),)), x)
-    return outputs if layer.return_sequences else outputs[:, -1]
+    stack = cells(forecaster)
+    state = zero_state(stack, (len(value),))
+    if not forecaster.sequence_output:
+        state, value = listen(stack, state, value[:, :-1]), value[:, -1:]
+    outputs = physical(forecaster, run(stack, state, value)[0])
+    if forecaster.sequence_output:
+        return outputs
+    return outputs[:, -1].reshape(len(x), forecaster.output_frames, -1) if forecaster.output_frames else outputs[:, -1]

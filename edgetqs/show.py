@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetqs.dynamics import Dynamics, Exponents
-from edgetqs.model import RECURRENT, Bidirectional, Dense, Forecaster, Lstm
+from edgetqs.model import RECURRENT, Activation, Dense, Forecaster, Frames, Lstm, Merge, Pool, Window
 from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
@@ -87,7 +87,7 @@ def model_table(forecaster: Forecaster, horizon: int) -> dict[str, Any]:
         "name": forecaster.name,
         "sha256": forecaster.sha256,
         "parameters": forecaster.parameters,
-        "streaming": forecaster.streaming,
+        "windowed": forecaster.windowed,
         "window": forecaster.window,
         "horizon": horizon,
         "layers": layers,
@@ -111,12 +111,25 @@ def describe(layer: Any) -> str:
             options.append(f"cell within {layer.cell_clip:g}")
         if hasattr(layer, "reset_after"):
             options.append("reset_after" if layer.reset_after else "reset before")
-        return ", ".join([text, *options])
+        return ", ".join([text, *options]) + _over(layer.frames)
     if isinstance(layer, Dense):
-        return f"{layer.kernel.shape[2]} -> {layer.kernel.shape[1]}, {layer.activation}"
-    if isinstance(layer, Bidirectional):
-        return f"{layer.merge_mode} of {type(layer.forward).__name__} {describe(layer.forward)}"
-    return str(getattr(layer, "shape", getattr(layer, "times", getattr(layer, "function", ""))))
+        return f"{layer.kernel.shape[2]} -> {layer.kernel.shape[1]}, {layer.activation}{_over(layer.frames)}"
+    if isinstance(layer, Window):
+        return f"the last {layer.size} of {layer.features} values"
+    if isinstance(layer, Pool):
+        return f"the largest{_over(layer.frames)}"
+    if isinstance(layer, Merge):
+        return f"{layer.features[0]} and {layer.features[1]} side by side"
+    assert isinstance(layer, Activation)
+    return layer.function
+
+
+def _over(frames: Frames | None) -> str:
+    """How a layer runs over a time axis within a step."""
+    if frames is None:
+        return ""
+    taps = f" of {frames.taps}" if frames.taps > 1 else ""
+    return f", {frames.count} frames{taps}"
 
 
 def score(console: Console, scores: Score, lyapunov: Dynamics | None = None) -> None:
@@ -140,16 +153,17 @@ def score(console: Console, scores: Score, lyapunov: Dynamics | None = None) -> 
         note += f"; deviations saturate after {scores.scored} steps, scored up to there"
     columns = ["unit", ">TQS", ">local", ">dynamics", "growth", "flag"]
     table(console, f"Sensitivity per {scores.granularity}", columns, rows, note)
-    if lyapunov is None:
+    known = [] if lyapunov is None else [found for found in (lyapunov.closed_loop, lyapunov.step_map) if found]
+    if lyapunov is None or not known:
         return
     rows = [
         [name, *(f"{value:+.3f}" for value in found.mean), f"{found.deviation:.3f}", verdict(found)]
         for name, found in (("closed loop", lyapunov.closed_loop), ("step map, driven", lyapunov.step_map))
         if found is not None
     ]
-    count = len(lyapunov.step_map.mean)
+    count = len(known[0].mean)
     columns = ["system", *(f">{name}" for name in ("largest", "second", "third")[:count]), ">varies by", "differences"]
-    note = f"growth rates of small differences, 1/step, over {lyapunov.step_map.steps} steps"
+    note = f"growth rates of small differences, 1/step, over {known[0].steps} steps"
     if lyapunov.chaotic:
         note += "; the closed loop is chaotic: TQS, and the deviation that a plan predicts, are lower bounds"
     table(console, "Finite-time Lyapunov exponents", columns, rows, note)

@@ -9,19 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from edgetqs.errors import Unsupported
-from edgetqs.model import (
-    Activation,
-    Bidirectional,
-    Dense,
-    Gru,
-    Layer,
-    Lstm,
-    Recurrent,
-    RepeatVector,
-    Reshape,
-    SimpleRnn,
-    frozen,
-)
+from edgetqs.model import Activation, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
+from edgetqs.stepwise import Bidirectional, RepeatVector, Reshape, Trained
 from edgetqs.tflite_cells import Step, alike, ordered, step, terms
 from edgetqs.tflite_patterns import arguments, gate, same
 from edgetqs.tflite_symbols import Affine, Leaf, Stretch, Vector, as_affine, joined, only
@@ -36,7 +25,7 @@ _WithKernel = TypeVar("_WithKernel", bound=Dense | Recurrent)
 class Chain:
     """Layers in order, what the first one reads at each step, and whether it reads the steps from last to first."""
 
-    layers: list[Layer]
+    layers: list[Trained]
     inputs: list[Vector]
     backwards: bool = False
     halves: tuple[int, int] = (0, 0)  # where the last layer gives its halves the other way round: their sizes as asked

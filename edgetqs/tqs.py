@@ -21,8 +21,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgetqs.model import RECURRENT, Forecaster
-from edgetqs.rollout import Cell, State, Values, next_input, step, zero_state
+from edgetqs.model import Forecaster, Merge
+from edgetqs.rollout import (
+    Cell,
+    State,
+    Values,
+    next_input,
+    remembering,
+    step,
+    step_cell,
+    taken,
+    zero_cell_state,
+    zero_state,
+)
 from edgetqs.trajectories import Trajectories, synthesise
 from edgetqs.units import Unit, norm, units, weights
 
@@ -103,17 +114,16 @@ def score(
     start: Trajectories | None = None,
     perturb_burn_in: bool = True,
 ) -> Score:
-    """The sensitivity of each unit of a streaming forecaster.
+    """The sensitivity of each unit.
 
-    Without feedback the trajectory is the recurrence over the window and
-    ``horizon`` is ignored. ``start`` replaces the synthetic starting states,
-    for an audit with data. The perturbed weights run the histories too, as a
-    deployed model does; without ``perturb_burn_in``, the ablation, they take
-    over at the starting state. Raises ``BadInput`` for models that cannot
-    stream.
+    Without feedback ``horizon`` is ignored: see ``Forecaster.trajectory``.
+    ``start`` replaces the synthetic starting states, for an audit with data.
+    The perturbed weights run the histories too, as a deployed model does;
+    without ``perturb_burn_in``, the ablation, they take over at the starting
+    state. Raises ``BadInput`` where too few rollouts stay bounded.
     """
     if not forecaster.feedback.pairs:
-        horizon = forecaster.window
+        horizon = forecaster.trajectory
     if start is None:
         ahead = horizon + bool(forecaster.feedback.pairs)  # a closed loop's first output is already there
         start = synthesise(forecaster, ahead, count=trajectories, seed=seed, dtype=np.float32)
@@ -213,17 +223,21 @@ class History:
 
     @staticmethod
     def of(stack: tuple[Cell, ...], inputs: Values) -> History:
-        """From normalised inputs (B, W, inputs)."""
-        value, seen, ends = np.moveaxis(inputs, 1, 0), [], []
-        for one in stack:
-            seen.append(value)
-            state, outputs = zero_state((one,), (inputs.shape[0],)), []
-            for x in value:
-                y, state = step((one,), state, x)
+        """From normalised inputs (B, W, inputs). Layers that only serve the output take the last step alone."""
+        values, seen, ends = [np.moveaxis(inputs, 1, 0)], [], []
+        last = remembering(stack)
+        for index, one in enumerate(stack):
+            if index == last:
+                values = [value[-1:] for value in values]
+            x = taken(one.layer, values)
+            state, outputs = zero_cell_state(one, (inputs.shape[0],)), []
+            for sample in x:
+                y, state = step_cell(one, state, sample)
                 outputs.append(y)
-            value = np.stack(outputs)
-            ends.append(state[0])
-        return History(tuple(seen), value[-1], tuple(ends))
+            seen.append(x)
+            values.append(np.stack(outputs))
+            ends.append(state)
+        return History(tuple(seen), values[-1][-1], tuple(ends))
 
     def again(self, stack: tuple[Cell, ...], unit: Unit) -> tuple[Values, State]:
         """(last output, state) of a stack in which only the unit's weights differ.
@@ -233,10 +247,11 @@ class History:
         them.
         """
         first = min(block.layer for block in unit.blocks)
+        while isinstance(stack[first].layer, Merge) or getattr(stack[first].layer, "source", -1) < -1:
+            first -= 1  # it reads beside the layer before it
         own = stack[first:]
         state = zero_state(own, self.seen[first].shape[1:2])
-        remembers = any(isinstance(one.layer, RECURRENT) for one in own)
-        for x in self.seen[first] if remembers else self.seen[first][-1:]:
+        for x in self.seen[first] if remembering(own) else self.seen[first][-1:]:
             y, state = step(own, state, x)
         return y, (*self.state[:first], *state)
 

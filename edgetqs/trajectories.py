@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgetqs.errors import BadInput
 from edgetqs.model import Forecaster
-from edgetqs.rollout import Cell, State, Values, cells, closed_loop, next_input, run, step, zero_state
+from edgetqs.rollout import Cell, State, Values, cells, closed_loop, listen, next_input, run, step, zero_state
 
 FAMILIES = ("autoregressive noise", "sinusoids", "steps")
 #: A trajectory whose outputs leave this multiple of the input range has diverged.
@@ -80,25 +80,26 @@ def synthesise(
     With feedback, the first half starts where the synthetic history ends, the
     second half after a further closed loop of ``horizon`` steps, so that both
     disturbed and settled states are met. Without feedback the trajectory is
-    the recurrence over the window, from reset. Collapsed and diverged ones
-    are dropped and counted. Raises ``BadInput`` when too few remain bounded.
+    the recurrence over the window, from reset, or for a windowed model a few
+    windows. Collapsed and diverged ones are dropped and counted. Raises
+    ``BadInput`` when too few remain bounded.
     """
-    if not forecaster.streaming:
-        raise BadInput("the score needs a model that runs step by step", forecaster.name)
     rng = np.random.default_rng(seed)
     features = len(forecaster.inputs)
     closed = bool(forecaster.feedback.pairs)
-    burn_in_length = max(forecaster.window, 16) if closed else 0
+    burn_in_length = max(forecaster.window, 16) if closed else forecaster.lead
     stack = cells(forecaster, dtype)
     settled = count // 2 if closed else 0
     length = burn_in_length + (2 if settled else 1) * horizon
     inputs: Values = synthetic_inputs(features, count, length, forecaster.input_range, rng).astype(dtype)
     state = zero_state(stack, (count,))
-    if not closed:
-        return keep_alive(forecaster, stack, inputs[:, :0], state, inputs[:, 0], inputs[:, 0], inputs)
     burn_in, future = inputs[:, :burn_in_length], inputs[:, burn_in_length:]
-    outputs, state = run(stack, state, burn_in)
-    x, y, state, future = _settle(forecaster, stack, state, burn_in[:, -1], outputs[:, -1], future, horizon, settled)
+    if not closed:
+        state = listen(stack, state, burn_in)
+        return keep_alive(forecaster, stack, burn_in, state, future[:, 0], future[:, 0], future)
+    state = listen(stack, state, burn_in[:, :-1])
+    y, state = step(stack, state, burn_in[:, -1])
+    x, y, state, future = _settle(forecaster, stack, state, burn_in[:, -1], y, future, horizon, settled)
     return keep_alive(forecaster, stack, burn_in, state, x, y, future)
 
 

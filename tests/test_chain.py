@@ -24,7 +24,8 @@ from edgetqs.model import Forecaster, frozen
 from edgetqs.paths import data_dir
 from edgetqs.quantizer import quantize
 from edgetqs.target import load_target
-from edgetqs.write_tflite import pack_int4, write_tflite
+from edgetqs.tflite_build import pack_int4
+from edgetqs.write_tflite import write_tflite
 
 HOST = load_target("x86")
 Texts = dict[str, str]

@@ -10,7 +10,7 @@ from edgetqs import fixedpoint as fp
 from edgetqs.flatbuffer import pack
 from edgetqs.litert import interpreter
 from edgetqs.quantizer import Z_SCALES
-from edgetqs.write_tflite import _File, _Graph
+from edgetqs.tflite_build import File, Graph
 
 EVERY = np.arange(-32768, 32768)
 SCALES = [pytest.param(scale, id=f"5*2^{round(math.log2(scale / 5))}") for scale in Z_SCALES]
@@ -51,7 +51,7 @@ def pairs(seed: int, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
 
 def kernel(op: str, scales: list[float], out: float, *values: np.ndarray) -> np.ndarray:
     """What LiteRT's kernel gives."""
-    graph = _Graph(_File())
+    graph = Graph(File())
     ins = [graph.activation((1, len(values[0])), scale) for scale in scales]
     if op == "QUANTIZE":
         y = graph.quantize(ins[0], out)
@@ -210,7 +210,7 @@ def test_rescale_equals_litert_for_every_input(bits):
 
 def test_hard_sigmoid_constants():
     assert round(2**17 / 6) == fp.HARD_SIGMOID_SIXTH
-    assert quantized_multiplier(5.0)[0] == fp.HARD_SIGMOID_MANTISSA
+    assert quantized_multiplier(5.0)[0] == fp.FIFTH_MANTISSA
 
 
 @pytest.mark.parametrize(("slope", "value"), [("0.2", 1 / 5), ("1/6", 1 / 6)])

@@ -21,7 +21,7 @@ from edgetqs.cli import main
 from edgetqs.errors import BadInput, Unsupported
 from edgetqs.flatbuffer import pack
 from edgetqs.litert import interpreter, quiet
-from edgetqs.model import Bidirectional, Channel, Dense, Forecaster, Gru, Lstm, RepeatVector, Reshape, SimpleRnn, frozen
+from edgetqs.model import Channel, Dense, Forecaster, Gru, Lstm, Merge, SimpleRnn, Window, frozen
 from edgetqs.project import load
 from edgetqs.quantizer import quantize
 from edgetqs.read_tflite import read_tflite
@@ -83,8 +83,8 @@ def kinds_of(forecaster: Forecaster) -> list[type]:
 @pytest.mark.parametrize(
     ("name", "kinds", "steps"),
     [
-        ("tflm_mnist_lstm_float", [Lstm, Reshape, Dense], 28),
-        ("tflm_mnist_lstm_int8", [Lstm, Reshape, Dense], 28),
+        ("tflm_mnist_lstm_float", [Window, Lstm, Dense], 28),
+        ("tflm_mnist_lstm_int8", [Window, Lstm, Dense], 28),
         ("emg_lstm_unrolled_a", [Lstm, Dense, Dense], 3),
     ],
 )
@@ -131,7 +131,7 @@ def test_published_int8_against_its_own_integers() -> None:
     forecaster = read_tflite(path, logits=True)
     np.testing.assert_allclose(window(forecaster, x), expected, atol=1e-5)
     assert forecaster.input_range == pytest.approx(1.0, rel=1e-6)  # what its int8 input can hold
-    assert forecaster.layers[0].cell_clip == 10
+    assert forecaster.layers[1].cell_clip == 10
 
 
 # --- fused operators ---------------------------------------------------------------------
@@ -236,7 +236,7 @@ def bidirectional(merge: bool) -> bytes:
 def test_fused_bidirectional_rnn(tmp_path: Path, merge: bool) -> None:
     content = bidirectional(merge)
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
-    assert kinds_of(forecaster) == [Bidirectional, Dense]
+    assert kinds_of(forecaster) == [Window, SimpleRnn, SimpleRnn, Merge, Dense]
     np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
 
 
@@ -714,19 +714,19 @@ KINDS = {
     "unrolled gru before": [Gru, Dense],
     "unrolled rnn": [SimpleRnn, SimpleRnn, Dense],
     "sequence": [Lstm, Gru, Dense],
-    "bidirectional": [Bidirectional, Dense],
-    "bidirectional twice": [Bidirectional, Bidirectional, Dense],
-    "bidirectional sum": [Bidirectional, Dense],
+    "bidirectional": [Window, Lstm, Lstm, Merge, Dense],
+    "bidirectional twice": [Window, Lstm, Lstm, Merge, Lstm, Lstm, Merge, Dense],
+    "bidirectional sum": [Window, Lstm, Lstm, Merge, Dense, Dense],
     "as many units as features": [SimpleRnn, SimpleRnn, Dense],
-    "bidirectional stack": [Bidirectional, Lstm, Dense],
-    "backwards": [Lstm, Dense],
-    "decoder": [Lstm, RepeatVector, Lstm, Dense],
-    "flatten": [Lstm, Reshape, Dense],
+    "bidirectional stack": [Window, Gru, Gru, Merge, Lstm, Dense],
+    "backwards": [Window, Lstm, Dense],
+    "decoder": [Lstm, Lstm, Dense],
+    "flatten": [Window, Lstm, Dense],
     "hard sigmoid": [Lstm, Dense],
     "relu": [Lstm, Dense],
     "normalised": [Lstm, Dense],
     "no bias": [Gru, Dense],
-    "horizon": [Lstm, Dense, Reshape],
+    "horizon": [Lstm, Dense],
 }
 
 

@@ -6,25 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from models import KINDS, random_forecaster, random_layer
+from whole import whole
 
 from edgetqs.errors import BadInput
 from edgetqs.model import (
-    Activation,
-    Bidirectional,
     Channel,
-    Dense,
     Feedback,
     Forecaster,
     Gru,
     Lstm,
-    RepeatVector,
-    Reshape,
     SimpleRnn,
     frozen,
 )
 from edgetqs.rollout import (
     FUNCTIONS,
-    apply,
     cell,
     cells,
     closed_loop,
@@ -33,7 +28,6 @@ from edgetqs.rollout import (
     physical,
     run,
     side_by_side,
-    sigmoid,
     step,
     step_cell,
     window,
@@ -120,7 +114,7 @@ def test_functions(name, x, expected):
 def test_cells_use_their_activations(kind, option):
     layer = random_layer(kind, 3, 2, np.random.default_rng(0))
     x = np.ones((1, 4, 2))
-    assert not np.allclose(apply(replace(layer, **{option: "hard_sigmoid_keras2"}), x), apply(layer, x))
+    assert not np.allclose(whole(replace(layer, **{option: "hard_sigmoid_keras2"}), x), whole(layer, x))
 
 
 @pytest.mark.parametrize("sequence", [True, False])
@@ -240,74 +234,6 @@ def test_known_inputs_need_their_future():
     forecaster = random_forecaster("rnn", 3, 2, 1)
     with pytest.raises(BadInput, match="future"):
         next_input(forecaster, np.zeros(2), np.zeros(1), None)
-
-
-X = np.random.default_rng(3).normal(size=(2, 5, 2))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_go_backwards_reads_the_window_from_its_end(kind):
-    layer = random_layer(kind, 3, 2, np.random.default_rng(0), sequence=True)
-    backwards = replace(layer, go_backwards=True)
-    assert np.array_equal(apply(backwards, X), apply(layer, X[:, ::-1]))
-    last = replace(backwards, return_sequences=False)
-    assert np.array_equal(apply(last, X), apply(backwards, X)[:, -1])
-
-
-@pytest.mark.parametrize("sequence", [True, False])
-@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave"])
-def test_bidirectional_merges(mode, sequence):
-    rng = np.random.default_rng(0)
-    forward = random_layer("lstm", 3, 2, rng, sequence=sequence)
-    backward = replace(random_layer("lstm", 3, 2, rng, sequence=sequence), go_backwards=True)
-    ahead, behind = apply(forward, X), apply(backward, X)
-    if sequence:
-        behind = behind[:, ::-1]  # each output beside the sample it was made at
-    expected = {"concat": np.concatenate([ahead, behind], -1), "sum": ahead + behind, "mul": ahead * behind}
-    got = apply(Bidirectional("b", forward, backward, mode), X)
-    np.testing.assert_allclose(got, expected.get(mode, (ahead + behind) / 2), rtol=0, atol=1e-15)
-
-
-def test_bidirectional_outputs_stand_at_their_own_sample():
-    memoryless = SimpleRnn("r", frozen([[[1.0, 0]]]), frozen([[[0.0]]]), frozen([[0.0]]), return_sequences=True)
-    both = Bidirectional("b", memoryless, replace(memoryless, go_backwards=True), "concat")
-    np.testing.assert_allclose(apply(both, X), np.tanh(X[..., [0, 0]]), atol=1e-15)
-
-
-def test_repeat_vector_and_reshape():
-    encoder = random_layer("rnn", 3, 2, np.random.default_rng(0))
-    forecaster = model(encoder, RepeatVector("repeat", 4), Reshape("flat", (12,)), outputs=12)
-    expected = np.tile(apply(encoder, X), 4)
-    assert np.array_equal(window(forecaster, X), expected)
-    assert apply(Reshape("r", (2, 6)), expected).shape == (2, 2, 6)
-
-
-def test_flatten_keeps_the_order_of_time_then_features():
-    assert np.array_equal(apply(Reshape("flat", (10,)), X)[1], X[1].ravel())
-
-
-def test_encoder_decoder_equals_its_parts():
-    rng = np.random.default_rng(0)
-    encoder, decoder = random_layer("lstm", 3, 2, rng), random_layer("gru", 4, 3, rng, sequence=True)
-    head = Dense("head", frozen(rng.normal(size=(1, 1, 4))), frozen([[0.5]]), "relu")
-    forecaster = model(encoder, RepeatVector("repeat", 6), decoder, head)
-    assert not forecaster.streaming
-    repeated = np.repeat(apply(encoder, X)[:, None], 6, axis=1)
-    hidden = apply(decoder, repeated)
-    expected = np.maximum(hidden @ head.kernel[0].T.astype(float) + 0.5, 0)
-    np.testing.assert_allclose(window(forecaster, X), expected, rtol=0, atol=1e-14)
-
-
-def test_dense_and_activation_apply_to_every_step():
-    layer = Dense("d", frozen([[[2.0, -1]]]), frozen([[0.25]]))
-    expected = sigmoid(2 * X[..., :1] - X[..., 1:] + 0.25)
-    np.testing.assert_allclose(apply(Activation("a", "sigmoid"), apply(layer, X)), expected, atol=1e-15)
-
-
-@pytest.mark.parametrize("layer", [RepeatVector("odd one", 3), Reshape("odd one", (2,))], ids=["repeat", "reshape"])
-def test_layers_over_windows_cannot_step(layer):
-    with pytest.raises(BadInput, match="odd one"):
-        step((cell(layer),), ((),), np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

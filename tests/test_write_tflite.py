@@ -13,7 +13,8 @@ from edgetqs.integer import IntegerModel
 from edgetqs.litert import interpreter, run_sequence, run_steps, tensors_of_step
 from edgetqs.observe import observe
 from edgetqs.quantizer import Z_SCALES, quantize
-from edgetqs.write_tflite import pack_int4, state_names, write_tflite
+from edgetqs.tflite_build import pack_int4
+from edgetqs.write_tflite import write_tflite
 
 STEPS = 200
 WIDTHS = {"int8": lambda f: uniform(f, 8), "int4": lambda f: uniform(f, 4), "mixed": mixed}
@@ -35,7 +36,7 @@ def drive(model: IntegerModel, steps: int = STEPS) -> Integers:
 
 def reference_steps(model: IntegerModel, x: Integers) -> tuple[Integers, dict[str, Integers], reference.Trace]:
     """(outputs, states by name, trace) of the reference."""
-    names = [name for own in state_names(model) for name in own]
+    names = [name for own in model.states() for name in own]
     state, trace = reference.zero_state(model), reference.Trace()
     outputs, states = [], {name: [] for name in names}
     for sample in x:
@@ -132,7 +133,7 @@ def test_reference_kernels_agree(kind):
     model = integers(kind)
     x = drive(model, 60)
     runner = interpreter(write_tflite(model).data, reference_kernels=True).get_signature_runner("step")
-    state = {name: np.zeros((1, 7), np.int16) for own in state_names(model) for name in own}
+    state = {name: np.zeros((1, 7), np.int16) for own in model.states() for name in own}
     outputs, states, _ = reference_steps(model, x)
     for t, sample in enumerate(x.astype(np.int16)):
         state = runner(x=sample[None], **state)

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgetqs.flatbuffer import AlignedBuffer, pack
 from edgetqs.model import RECURRENT, Dense, Forecaster, Gru, Lstm
-from edgetqs.write_tflite import pack_int4
+from edgetqs.tflite_build import pack_int4
 
 #: How a matrix may be stored; int8 and int4 with one scale a row.
 KINDS = ("float32", "float16", "int8", "int4")
