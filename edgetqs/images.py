@@ -21,7 +21,7 @@ from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
 #: The runtime's files that every generated model needs; its layout names more.
-_RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c")
+_RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c", "edgetqs_frames.c")
 _HEADERS = ("edgetqs_rt.h", "sigmoid_table.inc", "board.h")
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26

@@ -679,7 +679,7 @@ def test_a_header_of_another_version_is_refused(tmp_path):
     texts = emitted(integers("rnn"), "portable")
     images.write_sources(tmp_path, texts, "portable")
     runtime = (tmp_path / "edgetqs_rt.h").read_text()
-    (tmp_path / "edgetqs_rt.h").write_text(runtime.replace("EDGETQS_RT_VERSION 2", "EDGETQS_RT_VERSION 3"))
+    (tmp_path / "edgetqs_rt.h").write_text(runtime.replace("EDGETQS_RT_VERSION 3", "EDGETQS_RT_VERSION 4"))
     command = ["gcc", "-std=c99", "-fsyntax-only", str(tmp_path / "rnn9.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0

@@ -42,3 +42,60 @@ void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits
         values[k] = centre(rounding_shift(doubling_high_product((int32_t)values[k] * 21845, 1342177280), z_bits - 2u));
     }
 }
+
+/* ---- Cells in parts ---- */
+
+uint32_t edgetqs_rescale(int16_t *values, unsigned count, int32_t mantissa, int shift)
+{
+    uint32_t clipped = 0;
+    unsigned left = shift > 0 ? (unsigned)shift : 0u;
+    unsigned right = shift < 0 ? (unsigned)-shift : 0u;
+    for (unsigned k = 0; k < count; ++k) {
+        int32_t value = rounding_shift(doubling_high_product((int32_t)values[k] * (1 << left), mantissa), right);
+        clipped |= edgetqs_store(&values[k], value, false);
+    }
+    return clipped;
+}
+
+/* a * b / 2^(shift + 1): halved with ties up, then ties away from zero. */
+static int32_t multiply(int16_t a, int16_t b, unsigned shift)
+{
+    return rounding_shift(((int32_t)a * b + 1) >> 1, shift);
+}
+
+uint32_t edgetqs_lstm_cell(const int16_t *gates, int16_t *c, unsigned units, unsigned cell_bits, unsigned z_bits)
+{
+    uint32_t clipped = 0;
+    const int16_t *i = gates;
+    const int16_t *f = gates + units;
+    const int16_t *g = gates + 2u * units;
+    for (unsigned k = 0; k < units; ++k) {
+        int32_t fresh = 0;
+        if (z_bits == 0u) {
+            fresh = multiply(i[k], g[k], 29u - cell_bits);
+        } else {
+            int32_t high = doubling_high_product((int32_t)i[k] * g[k], EDGETQS_FIVE_EIGHTHS);
+            fresh = rounding_shift(high, z_bits + 12u - cell_bits);
+        }
+        int32_t kept = multiply(f[k], c[k], 14);
+        clipped |= edgetqs_store(&c[k], (int32_t)edgetqs_saturate(kept) + edgetqs_saturate(fresh), false);
+    }
+    return clipped;
+}
+
+uint32_t edgetqs_lstm_output(const int16_t *o, const int16_t *a, int16_t *h, unsigned units, unsigned shift)
+{
+    uint32_t clipped = 0;
+    for (unsigned k = 0; k < units; ++k) {
+        clipped |= edgetqs_store(&h[k], multiply(o[k], a[k], shift), false);
+    }
+    return clipped;
+}
+
+void edgetqs_gru_mix(const int16_t *z, const int16_t *fresh, int16_t *h, unsigned units)
+{
+    for (unsigned k = 0; k < units; ++k) {
+        int32_t rest = edgetqs_saturate(fresh[k] - edgetqs_saturate(multiply(z[k], fresh[k], 14)));
+        h[k] = edgetqs_saturate(rest + edgetqs_saturate(multiply(z[k], h[k], 14)));
+    }
+}

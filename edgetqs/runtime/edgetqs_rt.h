@@ -21,7 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define EDGETQS_RT_VERSION 2
+#define EDGETQS_RT_VERSION 3
 
 /* Vectors that rows are multiplied with start on a word and are padded to a
  * multiple of this many values. */
@@ -83,6 +83,31 @@ void edgetqs_gru_reset_add(int16_t *a, const int16_t *r, const int16_t *b, unsig
 void edgetqs_gru_reset(int16_t *a, const int16_t *r, const int16_t *b, unsigned units);
 /* z: the gate's values, fresh: the candidate's pre-activations. */
 void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift);
+
+/* The same cells in parts, for activations other than tanh. A mantissa is one of these, of 2^31. */
+#define EDGETQS_FIVE_EIGHTHS 1342177280
+#define EDGETQS_FOUR_FIFTHS 1717986918
+/* values = values * mantissa * 2^shift; gives 0 if nothing was clipped. */
+uint32_t edgetqs_rescale(int16_t *values, unsigned count, int32_t mantissa, int shift);
+/* gates: i f g o; g at 2^-15 where z_bits is 0, else at 5*2^-z_bits. Gives 0 if no c was clipped. */
+uint32_t edgetqs_lstm_cell(const int16_t *gates, int16_t *c, unsigned units, unsigned cell_bits, unsigned z_bits);
+/* h = o * a / 2^(shift + 1); gives 0 if nothing was clipped. */
+uint32_t edgetqs_lstm_output(const int16_t *o, const int16_t *a, int16_t *h, unsigned units, unsigned shift);
+/* h = (1 - z) * fresh + z * h */
+void edgetqs_gru_mix(const int16_t *z, const int16_t *fresh, int16_t *h, unsigned units);
+
+/* ---- Windows and frames: values that lie one after the other ---- */
+
+/* The window's oldest values make room for the newest. */
+void edgetqs_slide(int16_t *window, unsigned size, const int16_t *newest, unsigned count);
+/* One frame, with zeros up to the next multiple of eight values. */
+void edgetqs_frame(int16_t *to, const int16_t *from, unsigned count);
+/* The same of `taps` frames by their numbers; -1 is a frame of zeros. */
+void edgetqs_gather(int16_t *to, const int16_t *from, const int16_t *sources, unsigned taps, unsigned features);
+/* Each frame's largest tap, feature by feature. */
+void edgetqs_pool(int16_t *to, const int16_t *from, const int16_t *sources, unsigned frames, unsigned taps, unsigned features);
+/* Frame by frame, na values of a and nb of b. */
+void edgetqs_join(int16_t *to, const int16_t *a, unsigned na, const int16_t *b, unsigned nb, unsigned frames);
 
 /* ---- Physical values ---- */
 typedef struct {
