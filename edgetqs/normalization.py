@@ -53,14 +53,14 @@ def quantize_normalization(
 ) -> Normalization:
     """The integers for gamma and beta (n,) and values at ``input_scale``, n from 1 to 512.
 
-    Raises ValueError for more features, for an ``epsilon`` that leaves no
-    bits to the values (2^-16 of ``input_scale`` or so), and where gamma or
-    beta take an output at ``output_scale`` out of int32: 2^16 past int16.
+    Any scales do. Raises ValueError for other n, for an ``epsilon`` past 2^32
+    squares of ``input_scale``, for a beta that is no int16 at ``output_scale``
+    and for a gamma past 2^27 / sqrt(n) times that scale.
     """
     features = len(gamma)
     if not 1 <= features <= FEATURES_MAX:
         raise ValueError(f"LayerNormalization over {features} features: 1 to {FEATURES_MAX} are supported")
-    factor = 1 << (9 - max(features - 1, 1).bit_length()) if features > 1 else 512
+    factor = 1 << ((FEATURES_MAX // features).bit_length() - 1)
     scaled = epsilon / input_scale**2 * features * (features * factor) ** 2
     if not scaled < 2.0**59:
         raise ValueError(f"LayerNormalization with epsilon {epsilon:g} of values at scale {input_scale:g}")
@@ -69,20 +69,22 @@ def quantize_normalization(
     for name, values in (("gamma", gains), ("beta", offsets)):
         if not (np.abs(values) < 2**31).all():
             raise ValueError(f"LayerNormalization's {name} is too large for an output at scale {output_scale:g}")
-    return Normalization(
-        gains.astype(np.int64), offsets.astype(np.int64), factor, max(round(scaled), 1), output_scale
-    )
+    return Normalization(gains.astype(np.int64), offsets.astype(np.int64), factor, max(round(scaled), 1), output_scale)
 
 
-def layer_normalize(values: Integers, layer: Normalization) -> Integers:
-    """int16 ``values`` (..., n) normalized over the last axis: int16 at ``layer.output_scale``, saturated."""
+def layer_normalize(values: Integers, layer: Normalization, *, clip: bool = True) -> Integers:
+    """int16 ``values`` (..., n) normalized over the last axis: int16 at ``layer.output_scale``.
+
+    Without ``clip`` they are not saturated.
+    """
     n = layer.features
     centred = n * layer.factor * values - layer.factor * values.sum(axis=-1, keepdims=True)
     power = (centred * centred).sum(axis=-1, keepdims=True) + layer.epsilon
     shift = PAIRS - (power[..., None] >= power_steps()).sum(axis=-1)
     root = reciprocal_root((power << (2 * shift)) >> 32)
     normalized = ((centred << shift) * root) >> 32
-    return saturate((normalized * layer.gamma + (layer.beta << 16) + (1 << 31)) >> 32)
+    result = (normalized * layer.gamma + (layer.beta << 16) + (1 << 31)) >> 32
+    return saturate(result) if clip else result
 
 
 def power_steps() -> Integers:

@@ -22,18 +22,16 @@ EXP_TABLE: Integers = np.array(
 )
 #: exp's argument is in steps of this.
 EXP_STEP = 10 / 65535
-#: Logits of this scale and below meet a rounding that not every engine does alike; see ``exp_multiplier``.
+#: Scales of logits in which engines agree; see ``exp_multiplier``.
 SCALE_MIN, SCALE_MAX = EXP_STEP / 2, EXP_STEP * 2**14
-#: More logits could overflow the int32 sum of what exp gives.
-LOGITS_MAX = 2**16
 
 
 def exp_multiplier(scale: float) -> tuple[int, int]:
     """(multiplier, shift) that take logits of ``scale`` to ``EXP_STEP``; 2^30 <= multiplier <= 2^31, 17 <= shift <= 31.
 
     Raises ValueError outside of [SCALE_MIN, SCALE_MAX]: engines round smaller
-    scales once or twice, larger ones overflow. 2^-12 to 2 and 5 * 2^-15 to
-    5 * 2^-2 (1.25) are inside.
+    scales once or twice, larger ones overflow. 2^-13 to 2 and 5 * 2^-15 to
+    5 * 2^-1 are inside.
     """
     if not SCALE_MIN <= scale <= SCALE_MAX:
         raise ValueError(f"softmax of logits at scale {scale:g}: engines agree from {SCALE_MIN:g} to {SCALE_MAX:g}")
@@ -44,7 +42,8 @@ def exp_multiplier(scale: float) -> tuple[int, int]:
 def softmax(logits: Integers, multiplier: int, shift: int) -> Integers:
     """Softmax over the last axis of int16 ``logits``, at UNIT_SCALE; 1 is held as 32767.
 
-    multiplier and shift from ``exp_multiplier``; any leading shape.
+    multiplier and shift from ``exp_multiplier``; any leading shape, at most 65535
+    logits, whose sum is an int32.
     """
     below = logits - logits.max(axis=-1, keepdims=True)
     exponent = saturate(((below * multiplier + (1 << (shift - 1))) >> shift) + 32767)

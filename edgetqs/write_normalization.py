@@ -48,7 +48,9 @@ def write_layer_normalization(graph: Graph, x: int, layer: Normalization) -> int
     wide = append("CAST", [x], "int64", n)
     total = append.total(wide, "int64")
     scaled = append("MUL", [wide, append.constant("int64", n * layer.factor)], "int64", n)
-    centred = append("SUB", [scaled, append("MUL", [total, append.constant("int64", layer.factor)], "int64")], "int64", n)
+    centred = append(
+        "SUB", [scaled, append("MUL", [total, append.constant("int64", layer.factor)], "int64")], "int64", n
+    )
     squares = append("MUL", [centred, centred], "int64", n)
     power = append("ADD", [append.total(squares, "int64"), append.constant("int64", layer.epsilon)], "int64")
 
