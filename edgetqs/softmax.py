@@ -58,7 +58,7 @@ def softmax(logits: Integers, multiplier: int, shift: int) -> Integers:
 def _reciprocal(total: Integers, bits: Integers) -> Integers:
     """1 / total, of ``bits`` bits, as a 15-bit fraction of its leading power of two."""
     mantissa = ((total << (31 - bits)) + (1 << 13)) >> 14  # 65536 to 131072
-    place = np.minimum(mantissa - (1 << 16), 65535)
+    place = mantissa - (1 << 16)  # LiteRT clamps 65536, to the same result
     start, fraction = place >> 7, place & 127
     low, high = reciprocal_entry(start), reciprocal_entry(start + 1)
     return low + (((high - low) * fraction + 64) >> 7)

@@ -36,6 +36,17 @@ def run_vectors(content: bytes, engine: str, vectors: np.ndarray) -> np.ndarray:
     return runner.get_tensor(y).astype(np.int64)
 
 
+def all_pairs() -> np.ndarray:
+    """Two logits, all differences: where they are of ``softmax.EXP_STEP``, every entry of softmax's tables is met."""
+    return np.stack([np.full(65536, 32767), np.arange(-32768, 32768)], axis=1)
+
+
+def brimming() -> np.ndarray:
+    """Sixteen equal logits and a lower one: one sum of exp is 2^19 - 1, which is rounded up to 2^19."""
+    last = np.arange(-32768, 32768, 16)
+    return np.concatenate([np.full((len(last), 16), 32767), last[:, None]], axis=1)
+
+
 def vectors_of(count: int, rows: int, seed: int) -> np.ndarray:
     """(rows, count) int16 of every spread and level: noise, the corners of the range, equal values, one apart."""
     rng = np.random.default_rng(seed)

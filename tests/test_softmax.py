@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from engines import ENGINES, run_vectors, vector_model, vectors_of
+from engines import ENGINES, all_pairs, brimming, run_vectors, vector_model, vectors_of
 
 from edgetqs import softmax as sm
 from edgetqs.write_normalization import write_softmax
@@ -12,8 +12,7 @@ from edgetqs.write_normalization import write_softmax
 POWERS = [2.0**-k for k in range(-1, 14)]
 FIVES = [5 * 2.0**-k for k in range(1, 16)]
 SCALES = [*POWERS, *FIVES]
-#: Two logits, all differences: a sum from 1 to 2 meets every entry of both tables.
-PAIRS = np.stack([np.full(65536, 32767), np.arange(-32768, 32768)], axis=1)
+PAIRS = all_pairs()
 
 
 def reference(vectors: np.ndarray, scale: float) -> np.ndarray:
@@ -49,6 +48,13 @@ def test_reciprocal_is_the_rule():
 def test_all_pairs_equal_litert(engine, scale):
     got = run_vectors(vector_model(2, scale, write_softmax), engine, PAIRS)
     np.testing.assert_array_equal(got, reference(PAIRS, scale))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sum_at_the_brim_equals_litert(engine):
+    vectors = brimming()
+    got = run_vectors(vector_model(17, sm.EXP_STEP, write_softmax), engine, vectors)
+    np.testing.assert_array_equal(got, reference(vectors, sm.EXP_STEP))
 
 
 @pytest.fixture(scope="module")

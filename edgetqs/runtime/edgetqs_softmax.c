@@ -13,7 +13,7 @@ static int32_t interpolate(int32_t low, int32_t high, int32_t fraction)
 }
 
 /* Rounded, ties up. */
-static int32_t divide(uint32_t numerator, uint32_t denominator)
+__attribute__((noinline)) static int32_t divide(uint32_t numerator, uint32_t denominator)
 {
     return (int32_t)((numerator + denominator / 2u) / denominator);
 }
@@ -34,8 +34,7 @@ static int32_t reciprocal_entry(uint32_t index)
 static int32_t reciprocal(uint32_t total, unsigned bits)
 {
     uint32_t place = (((total << (31u - bits)) + (1u << 13)) >> 14) - 65536u;
-    place = place > 65535u ? 65535u : place;
-    uint32_t start = place >> 7;
+    uint32_t start = place >> 7; /* 512 only with a fraction of 0 */
     return interpolate(reciprocal_entry(start), reciprocal_entry(start + 1u), (int32_t)(place & 127u));
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import vectors_of
+from engines import all_pairs, brimming, vectors_of
 from installed import ready
 
 from edgetqs import emulate, firmware, normalization, softmax
@@ -85,9 +85,9 @@ def test_on_emulated_cores(tmp_path, name):
     check(name, tmp_path, 16)
 
 
-def test_all_pairs_of_logits(tmp_path):
-    """Every entry of both tables, and 1 / (1 + x) as it is computed from integers."""
-    vectors = np.stack([np.full(65536, 32767), np.arange(-32768, 32768)], axis=1)
+@pytest.mark.parametrize("make", [all_pairs, brimming])
+def test_all_entries_and_sums(tmp_path, make):
+    vectors = make()
     multiplier, shift = softmax.exp_multiplier(softmax.EXP_STEP)
     feed = words(1, vectors, multiplier=multiplier, shift=shift) + vectors.astype("<i2").tobytes()
     written = run(ready("x86", runs=False), tmp_path, feed, sanitizers=True)
