@@ -4,6 +4,7 @@
  * edgetqs_rt.c     matrix rows, conversion from and to floats, the closed loop
  * edgetqs_cells.c  functions by table, cells
  * edgetqs_gates.c  functions without a table
+ * edgetqs_softmax.c, edgetqs_normalize.c  functions of a whole vector
  * edgetqs_dsp.c    matrix rows for cores with SMLAD (Cortex-M4, M7, M33 ...)
  * edgetqs_thumb2.c matrix rows for Cortex-M3
  * edgetqs_thumb1.c matrix rows for Cortex-M0, with cells of their own
@@ -73,6 +74,22 @@ void edgetqs_relu(int16_t *values, unsigned count);
 /* clip(0.2 z + 0.5, 0, 1) and clip(z / 6 + 0.5, 0, 1), z at 5*2^-z_bits */
 void edgetqs_hard_sigmoid_fifth(int16_t *values, unsigned count, unsigned z_bits);
 void edgetqs_hard_sigmoid_sixth(int16_t *values, unsigned count, unsigned z_bits);
+
+/* ---- Functions of a whole vector, in place ---- */
+
+/* Logits to shares at 2^-15; multiplier (2^30 to 2^31) and shift (17 to 31) are those of edgetqs/softmax.py. */
+void edgetqs_softmax(int16_t *values, unsigned count, uint32_t multiplier, unsigned shift);
+
+/* What each number is, is told in edgetqs/normalization.py. */
+typedef struct {
+    const int32_t *gamma;
+    const int32_t *beta;
+    uint64_t epsilon;
+    uint16_t count;  /* 1 to 512 */
+    uint16_t factor; /* a power of two; count * factor is 257 to 512 */
+} edgetqs_normalization;
+/* Gives 0 if no value was clipped. */
+uint32_t edgetqs_layer_normalize(const edgetqs_normalization *layer, int16_t *values);
 
 /* ---- Cells ---- */
 
