@@ -17,6 +17,7 @@ from edgetqs.model import (
     Forecaster,
     Frames,
     Gru,
+    LayerNormalization,
     Lstm,
     Merge,
     Pool,
@@ -151,7 +152,7 @@ def _forward(one: Cell, state: list[Values], x: Values) -> tuple[Values, tuple]:
     state[:] = after
     if isinstance(layer, Pool):
         return y, (layer.frames.gather(x, layer.features), y, x.shape)
-    return y, (y,)
+    return y, (y, x)
 
 
 def _backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values], products: list[_Products]) -> Values:
@@ -164,6 +165,8 @@ def _backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values], pr
         return _unframed(layer.frames, z @ one.kernel.T, shape)
     if isinstance(layer, Activation):
         return _through(layer.function, gradient, entry[0])
+    if isinstance(layer, LayerNormalization):
+        return _through_normalization(layer, gradient, entry[1])
     if isinstance(layer, Window):
         whole = gradient + ahead[0] if ahead else gradient
         older = whole[:, : -layer.features]
@@ -260,6 +263,16 @@ def _unframed(frames: Frames | None, gradient: Values, shape: tuple[int, ...]) -
     given = np.zeros((shape[1] // features + 1, parts.shape[1]), gradient.dtype)
     given[frames.sources.ravel(), np.arange(parts.shape[1])] = 1  # the last row takes what -1 stands for
     return (given[:-1] @ parts).reshape(shape)
+
+
+def _through_normalization(layer: LayerNormalization, gradient: Values, x: Values) -> Values:
+    frames = x.reshape(len(x), layer.count, -1)
+    centred = frames - frames.mean(axis=-1, keepdims=True)
+    root = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + layer.epsilon)
+    scaled = centred / root
+    own = gradient.reshape(frames.shape) * layer.gamma
+    along = np.mean(own * scaled, axis=-1, keepdims=True) * scaled
+    return ((own - own.mean(axis=-1, keepdims=True) - along) / root).reshape(x.shape)
 
 
 def _through(function: str, gradient: Values, y: Values) -> Values:

@@ -21,11 +21,13 @@ from edgetqs.integer import (
     IntegerDense,
     IntegerLayer,
     IntegerModel,
+    IntegerNormalization,
     IntegerRecurrent,
     Matrix,
 )
 from edgetqs.layout import layout_name, padded, stored
 from edgetqs.model import Frames, Merge, Pool, Window
+from edgetqs.softmax import exp_multiplier
 
 #: Names the generated source uses itself.
 _RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs")
@@ -33,12 +35,13 @@ _RESERVED = ("input", "output", "known", "loop", "scratch", "forward", "edgetqs"
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """``layers`` [{comment, calls}], the arrays and row groups that they name, and the members of the scratch."""
+    """``layers`` [{comment, calls}], what they name, and the members of the scratch."""
 
     layers: list[dict[str, Any]]
     arrays: list[dict[str, Any]]
     groups: list[dict[str, str]]
-    frames: list[dict[str, Any]]
+    tables: list[dict[str, Any]]
+    normalizations: list[dict[str, str]]
     scratch: list[dict[str, Any]]
 
 
@@ -46,7 +49,9 @@ def statements(model: IntegerModel, kernels: str) -> Statements:
     """One step of the model, reading s->x and writing s->y."""
     writer = _Writer(model, kernels)
     layers = [{"comment": plain(comment), "calls": calls} for comment, calls in writer.layers()]
-    return Statements(layers, writer.rows.arrays, writer.rows.groups, writer.frames, writer.members())
+    return Statements(
+        layers, writer.rows.arrays, writer.rows.groups, writer.tables, writer.normalizations, writer.members()
+    )
 
 
 @dataclass(slots=True)
@@ -94,7 +99,8 @@ class _Writer:
     def __init__(self, model: IntegerModel, kernels: str) -> None:
         self.model = model
         self.rows = _Rows(kernels)
-        self.frames: list[dict[str, Any]] = []
+        self.tables: list[dict[str, Any]] = []
+        self.normalizations: list[dict[str, str]] = []
         self.names = set(_RESERVED)
         self.sizes: dict[str, int] = {}  # of the scratch's members
         self.last_use = _last_uses(model)
@@ -168,7 +174,11 @@ class _Writer:
             source, gathered = self._frame(layer.frames, identifier, x, layer.kernel.columns)
             calls = _over(range(layer.frames.count), [*gathered, *product(source, f"{y} + t * {units}u")])
             about += f", over {layer.frames.count} frames"
-        if layer.activation != "linear":
+        if layer.activation == "softmax":
+            multiplier, shift = exp_multiplier(layer.kernel.output_scale)
+            frames = range(layer.frames.count if layer.frames else 1)
+            calls += _over(frames, [f"edgetqs_softmax({y} + t * {units}u, {units}, {multiplier}u, {shift});"])
+        elif layer.activation != "linear":
             calls.append(function_call(layer.activation, y, count, layer.kernel.output_scale))
         return [*calls, f"EDGETQS_TRACE({index}, 'y', {y}, {count});"], about
 
@@ -184,12 +194,24 @@ class _Writer:
             table = self._table(layer.frames, self._identifier(layer.name))
             sizes = f"{layer.frames.count}, {layer.frames.taps}, {layer.features}"
             return [f"edgetqs_pool({y}, {x}, {table}, {sizes});"], f"the largest of {layer.frames.taps} frames"
+        if isinstance(layer, IntegerNormalization):
+            return self._normalization(layer, index, x, y, count), "layer normalization"
         assert isinstance(layer, IntegerActivation)
         calls = [f"edgetqs_copy({y}, {x}, {count});"]
         if layer.function != "relu":
             calls.append(f"edgetqs_rescale({y}, {count}, EDGETQS_FOUR_FIFTHS, {layer.z_bits - 2 - layer.input_bits});")
         calls.append(function_call(layer.function, y, count, 5 * 2.0**-layer.z_bits))
         return [*calls, f"EDGETQS_TRACE({index}, 'y', {y}, {count});"], layer.function
+
+    def _normalization(self, layer: IntegerNormalization, index: int, x: str, y: str, count: int) -> list[str]:
+        identifier, own = self._identifier(layer.name), layer.layer
+        for what, values in (("gamma", own.gamma), ("beta", own.beta)):
+            self._add_table("int32_t", f"{identifier}_{what}", f"{what} of {own.features} features", values)
+        fields = f"{identifier}_gamma, {identifier}_beta, UINT64_C({own.epsilon}), {own.features}, {own.factor}"
+        self.normalizations.append({"name": identifier, "fields": fields})
+        call = f"clipped |= edgetqs_layer_normalize(&{identifier}, {y} + t * {own.features}u);"
+        calls = [f"edgetqs_copy({y}, {x}, {count});", *_over(range(layer.count), [call])]
+        return [*calls, f"EDGETQS_TRACE({index}, 'y', {y}, {count});"]
 
     # --- frames --------------------------------------------------------------------
 
@@ -202,11 +224,14 @@ class _Writer:
         return frame, [f"edgetqs_gather({frame}, {x}, {table} + t * {frames.taps}u, {frames.taps}, {features});"]
 
     def _table(self, frames: Frames, identifier: str) -> str:
-        name = f"{identifier}_frames"
-        entries = [str(int(k)) for k in frames.sources.ravel()]
+        about = f"the input's frames that each of {frames.count} is made of; -1 for zeros"
+        return self._add_table("int16_t", f"{identifier}_frames", about, frames.sources.ravel())
+
+    def _add_table(self, kind: str, name: str, about: str, values: np.ndarray) -> str:
+        entries = [str(int(value)) for value in values]
         lines = [", ".join(entries[k : k + 16]) + "," for k in range(0, len(entries), 16)]
-        comment = f"{identifier}: the input's frames that each of {frames.count} is made of; -1 for zeros"
-        self.frames.append({"name": name, "size": len(entries), "comment": comment, "lines": lines})
+        comment = f"{name}: {about}"
+        self.tables.append({"kind": kind, "name": name, "size": len(entries), "comment": comment, "lines": lines})
         return name
 
     def _over_frames(self, layer: IntegerRecurrent, index: int, x: str, y: str) -> tuple[list[str], str]:
@@ -340,7 +365,7 @@ def width_of(layer: IntegerLayer, widths: Sequence[int]) -> int:
         return layer.frames.count * layer.features
     if isinstance(layer, Merge):
         return layer.count * (layer.features[0] if layer.mode == "mul" else sum(layer.features))
-    if isinstance(layer, IntegerActivation):
+    if isinstance(layer, (IntegerActivation, IntegerNormalization)):
         return widths[-1]
     if isinstance(layer, IntegerDense):
         return len(layer.kernel.weights) * (layer.frames.count if layer.frames else 1)

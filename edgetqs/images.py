@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +22,14 @@ from edgetqs.paths import data_dir
 from edgetqs.target import Target
 
 #: The runtime's files that every generated model needs; its layout names more.
-_RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c", "edgetqs_frames.c")
+_RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c")
 _HEADERS = ("edgetqs_rt.h", "sigmoid_table.inc", "board.h")
+#: What some models need besides: (a call that tells, files).
+_AS_CALLED = (
+    (r"edgetqs_(slide|frame|gather|pool|join)\(", ("edgetqs_frames.c",)),
+    (r"edgetqs_softmax\(", ("edgetqs_softmax.c", "exp_table.inc")),
+    (r"edgetqs_layer_normalize\(", ("edgetqs_normalize.c", "rsqrt_table.inc")),
+)
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26
 #: The harness may be this much larger than the device's flash; emulated flash is larger still.
@@ -42,11 +49,12 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    runtime = (*_RUNTIME, layout_of(kernels).cells, *layout_of(kernels).sources)
+    called = [name for call, names in _AS_CALLED for name in names if any(re.search(call, t) for t in texts.values())]
+    runtime = (*_RUNTIME, *called, layout_of(kernels).cells, *layout_of(kernels).sources)
     for name in (*runtime, *_HEADERS, "app.c"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
     generated = [name for name in texts if name.endswith(".c")]
-    compiled = [name for name in runtime if not name.endswith(".h")]
+    compiled = [name for name in runtime if name.endswith((".c", ".S"))]
     return Sources(folder, tuple(folder / name for name in (*generated, *compiled)))
 
 

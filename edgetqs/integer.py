@@ -15,6 +15,7 @@ import numpy as np
 
 from edgetqs.fixedpoint import INT16_MAX, UNIT_SCALE, Integers, requantize
 from edgetqs.model import Array, Feedback, Frames, Merge, Pool, Window
+from edgetqs.normalization import Normalization
 
 #: Activations of cells whose values may be of any size.
 UNBOUNDED = ("linear", "relu")
@@ -147,15 +148,30 @@ class IntegerActivation:
         return 2.0**-self.input_bits if self.function == "relu" else UNIT_SCALE
 
 
+@dataclass(frozen=True, slots=True)
+class IntegerNormalization:
+    """LayerNormalization of each of ``count`` frames."""
+
+    name: str
+    layer: Normalization
+    count: int
+
+    @property
+    def output_scale(self) -> float:
+        return self.layer.output_scale
+
+
 #: What has no weights is the same in integers.
-IntegerLayer: TypeAlias = IntegerRecurrent | IntegerDense | IntegerActivation | Window | Pool | Merge
+IntegerLayer: TypeAlias = (
+    IntegerRecurrent | IntegerDense | IntegerActivation | IntegerNormalization | Window | Pool | Merge
+)
 
 
 def output_scale(layer: IntegerLayer, scale: float) -> float:
     """The scale of what a layer gives to the next, from that of what it reads."""
     if isinstance(layer, IntegerRecurrent):
         return layer.state_scales[0]
-    return layer.output_scale if isinstance(layer, (IntegerDense, IntegerActivation)) else scale
+    return layer.output_scale if isinstance(layer, (IntegerDense, IntegerActivation, IntegerNormalization)) else scale
 
 
 @dataclass(frozen=True, slots=True)

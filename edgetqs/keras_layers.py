@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetqs.errors import LOGITS, BadInput, Unsupported
+from edgetqs.errors import BadInput, Unsupported
 from edgetqs.keras_files import SAVE_AGAIN, Tensor
-from edgetqs.model import Array, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
+from edgetqs.model import Array, Dense, Gru, LayerNormalization, Lstm, Recurrent, SimpleRnn, frozen
 from edgetqs.stepwise import Bidirectional, Convolution, MergeMode, Pooling
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -43,12 +43,12 @@ HINTS = {
     "Masking": "Feed windows without gaps, and remove it.",
     "Model": "A model inside the model: add its layers to the outer one.",
     "Sequential": "A model inside the model: add its layers to the outer one.",
-    "Softmax": LOGITS,
     "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
 }
 READABLE = (
     "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Conv1D, MaxPooling1D, "
-    "Normalization, Rescaling, BatchNormalization, Activation, Flatten, Reshape and RepeatVector."
+    "Normalization, Rescaling, BatchNormalization, LayerNormalization, Activation, Softmax, Flatten, Reshape and "
+    "RepeatVector."
 )
 
 
@@ -85,14 +85,13 @@ class Node:
             raise BadInput(f"{names[0]}={short(value)} is not between 1 and {MAX_AXIS}", self.where)
         return value
 
-    def function(self, *names: str) -> str:
-        """An activation's name as ``model.ACTIVATIONS`` has it."""
+    def function(self, *names: str, softmax: bool = False) -> str:
+        """An activation's name as ``model.ACTIVATIONS`` has it; ``softmax`` where that may be one."""
         if any(isinstance(self.config.get(name), dict) for name in names):
             raise Unsupported(f"{names[0]} is an object of its own", self.where, f"Use one of {', '.join(FUNCTIONS)}.")
         name = self.option(str, *names)
-        if name not in FUNCTIONS:
-            todo = HINTS["Softmax"] if name == "softmax" else f"Use one of {', '.join(FUNCTIONS)}."
-            raise Unsupported(f"{names[0]}={short(name)}", self.where, todo)
+        if name not in FUNCTIONS and not (softmax and name == "softmax"):
+            raise Unsupported(f"{names[0]}={short(name)}", self.where, f"Use one of {', '.join(FUNCTIONS)}.")
         if name == "hard_sigmoid":
             return "hard_sigmoid_keras3" if self.keras_major >= 3 else "hard_sigmoid_keras2"
         return name
@@ -181,7 +180,7 @@ def dense(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Dense:
     expect(layer, tensors, 1 + use_bias)
     kernel = weight(layer, tensors[0], (inputs, units))
     bias = weight(layer, tensors[1], (units,)) if use_bias else np.zeros(units)
-    return Dense(layer.name, blocks(kernel, 1), blocks(bias, 1), layer.function("activation"))
+    return Dense(layer.name, blocks(kernel, 1), blocks(bias, 1), layer.function("activation", softmax=True))
 
 
 def recurrent(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Recurrent:
@@ -314,6 +313,20 @@ def _one_axis(layer: Node, option: str) -> int:
             f"{option}={short(layer.config.get(option))} is not one number from 1 to {MAX_AXIS}", layer.where
         )
     return value
+
+
+def layer_normalization(layer: Node, tensors: Sequence[Tensor], shape: Shape, features: int) -> LayerNormalization:
+    _last_axis(layer, shape)
+    layer.refuse("rms_scaling", "Use rms_scaling=False.")
+    scale, center = (layer.option(bool, option, default=True) for option in ("scale", "center"))
+    expect(layer, tensors, scale + center)
+    values = [weight(layer, tensor, (features,)) for tensor in tensors]
+    gamma = values.pop(0) if scale else np.ones(features)
+    beta = values.pop(0) if center else np.zeros(features)
+    epsilon = layer.option(float, "epsilon", default=1e-3)
+    if not 0 < epsilon < MAX_NUMBER:
+        raise BadInput(f"epsilon={short(epsilon)} is not a small positive number", layer.where, SAVE_AGAIN)
+    return LayerNormalization(layer.name, frozen(gamma), frozen(beta), epsilon)
 
 
 # --- layers that are y = x * scale + shift ----------------------------------

@@ -135,6 +135,19 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNormalization:
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta over the features of each of ``count`` frames."""
+
+    name: str
+    gamma: Array  # (features,)
+    beta: Array  # (features,)
+    epsilon: float
+    count: int = 1
+
+    tensors: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """An elementwise function that could not be joined to the layer before."""
 
@@ -179,7 +192,7 @@ class Merge:
 
 
 Recurrent: TypeAlias = Lstm | Gru | SimpleRnn
-Layer: TypeAlias = Lstm | Gru | SimpleRnn | Dense | Activation | Window | Pool | Merge
+Layer: TypeAlias = Lstm | Gru | SimpleRnn | Dense | Activation | LayerNormalization | Window | Pool | Merge
 RECURRENT = (Lstm, Gru, SimpleRnn)
 
 

@@ -29,13 +29,27 @@ from edgetqs.integer import (
     IntegerDense,
     IntegerLayer,
     IntegerModel,
+    IntegerNormalization,
     IntegerRecurrent,
     Matrix,
     output_scale,
 )
 from edgetqs.lesson import Lesson
 from edgetqs.matrices import Part, Style, matrices_along, nearest_matrices, read_only
-from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster, Gru, Lstm, Merge, Recurrent, SimpleRnn
+from edgetqs.model import (
+    RECURRENT,
+    Activation,
+    Channel,
+    Dense,
+    Forecaster,
+    Gru,
+    LayerNormalization,
+    Lstm,
+    Merge,
+    Recurrent,
+    SimpleRnn,
+)
+from edgetqs.normalization import quantize_normalization
 from edgetqs.observe import Observation, observe
 from edgetqs.rollout import cells, feedback_affine, side_by_side
 from edgetqs.rounding import Floats
@@ -116,6 +130,8 @@ def rounded(
             made = _recurrent(layer, index, scale, widths, seen, matrices, hidden[index])
         elif isinstance(layer, Activation):
             made = _activation(layer, scale)
+        elif isinstance(layer, LayerNormalization):
+            made = _normalization(layer, scale)
         else:
             made = layer
         layers.append(made)
@@ -270,7 +286,10 @@ def _recurrent(
 def _dense(layer: Dense, index: int, scale: float, widths: Mapping[Block, int], matrices: Rounder) -> IntegerDense:
     weights, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
     bound = _bound(weights, bias, scale)
-    if layer.activation not in UNBOUNDED:
+    if layer.activation == "softmax":
+        product_scale = min(max(power_of_two_scale(bound * 1.02), 2.0**-13), 2.0)
+        output_scale = UNIT_SCALE
+    elif layer.activation not in UNBOUNDED:
         product_scale = next((s for s in Z_SCALES if bound <= INT16_MAX * s), Z_SCALES[-1])
         output_scale = UNIT_SCALE
     else:
@@ -281,6 +300,17 @@ def _dense(layer: Dense, index: int, scale: float, widths: Mapping[Block, int], 
         output_scale *= 2
         matrix = replace(matrix, shift=read_only(matrix.shift + 1, np.int64), output_scale=output_scale)
     return IntegerDense(layer.name, matrix, layer.activation, output_scale, layer.frames)
+
+
+def _normalization(layer: LayerNormalization, scale: float) -> IntegerNormalization:
+    """At the scale that holds anything: n values of unit variance are within sqrt(n - 1)."""
+    gamma, beta = layer.gamma.astype(np.float64), layer.beta.astype(np.float64)
+    bound = float((np.abs(gamma) * math.sqrt(len(gamma)) + np.abs(beta)).max())
+    try:
+        made = quantize_normalization(gamma, beta, layer.epsilon, scale, power_of_two_scale(bound * 1.001))
+    except ValueError as error:
+        raise Unsupported(str(error), layer.name, "normalise over fewer features, or scale its input up") from error
+    return IntegerNormalization(layer.name, made, layer.count)
 
 
 def _activation(layer: Activation, scale: float) -> IntegerActivation:

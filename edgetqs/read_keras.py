@@ -58,6 +58,7 @@ SNAKE_CASE = {
     "Conv1D": "conv1d",
     "Dense": "dense",
     "GRU": "gru",
+    "LayerNormalization": "layer_normalization",
     "LSTM": "lstm",
     "Normalization": "normalization",
     "RNN": "rnn",
@@ -160,7 +161,13 @@ class _Assembly:
             self._pooling(node)
         elif kind in ("Normalization", "Rescaling", "BatchNormalization"):
             self._normalisation(node, tensors)
-        elif kind in ("Activation", "ReLU"):
+        elif kind == "LayerNormalization":
+            self._settle(node.where)
+            if self.affine is not None:
+                self._materialise(node)
+            layer = keras_layers.layer_normalization(node, tensors, self.shape, self._features(node))
+            self._append(layer, self.shape)
+        elif kind in ("Activation", "ReLU", "Softmax"):
             self._activation(node)
         elif kind in ("Flatten", "Reshape"):
             self._reshape(node)
@@ -189,7 +196,7 @@ class _Assembly:
         layer = keras_layers.convolution(node, tensors, features)
         self._settle(node.where)
         if layer.padding != "valid" and self.affine is not None and (self.affine.shift != 0).any():
-            self._materialise()  # its zeros come behind the normalisation
+            self._materialise(node)  # its zeros come behind the normalisation
         count = None
         if frames is not None:
             count = frames if layer.padding != "valid" else frames - layer.reach + 1
@@ -203,7 +210,7 @@ class _Assembly:
         layer = keras_layers.pooling(node)
         self._settle(node.where)
         if self.affine is not None and not (self.affine.scale > 0).all():
-            self._materialise()  # the largest of negated values is the smallest
+            self._materialise(node)  # the largest of negated values is the smallest
         count = None
         if frames is not None and layer.size:
             count = -(-(frames if layer.padding == "same" else frames - layer.size + 1) // layer.stride)
@@ -216,10 +223,10 @@ class _Assembly:
             raise BadInput(f"a layer over time after the shape {self.shape}, not (time, features)", node.where)
         return self.shape[0], self._features(node)
 
-    def _materialise(self) -> None:
-        """What is not yet folded as a dense layer of its own."""
-        affine, self.affine = self.affine, None
-        assert affine is not None
+    def _materialise(self, node: Node) -> None:
+        """What is not yet folded ahead of ``node``, if anything, as a dense layer of its own."""
+        features = self._features(node)
+        affine, self.affine = self.affine or Affine(node, np.ones(features), np.zeros(features)), None
         kernel, bias = frozen(np.diag(affine.scale)[None]), frozen(affine.shift[None])
         self._append(Dense(affine.layer.name, kernel, bias), self.shape)
 
@@ -234,7 +241,12 @@ class _Assembly:
         self.affine = affine.after(self.affine)
 
     def _activation(self, node: Node) -> None:
-        function = "relu" if node.kind == "ReLU" else node.function("activation")
+        if node.kind == "Softmax":
+            if node.config.get("axis", -1) not in (-1, len(self.shape)):
+                raise Unsupported(f"axis={keras_layers.short(node.config['axis'])}", node.where, "Use axis=-1.")
+            function = "softmax"
+        else:
+            function = "relu" if node.kind == "ReLU" else node.function("activation", softmax=True)
         for option in ("max_value", "negative_slope", "threshold") if node.kind == "ReLU" else ():
             if node.config.get(option):
                 raise Unsupported(f"{option}={keras_layers.short(node.config[option])}", node.where, "Use ReLU().")
@@ -250,8 +262,8 @@ class _Assembly:
             self.layers[-1] = replace(last, dense=inner) if isinstance(last, Convolution) else inner
             self.affine = None
             return
-        if self.affine is not None:
-            self._materialise()
+        if self.affine is not None or function == "softmax":
+            self._materialise(node)
             self._activation(node)
         else:
             self._append(Activation(node.name, function), self.shape)
@@ -336,7 +348,7 @@ class _Assembly:
             return affine.scale, affine.shift
         last = self.layers[-1]
         if not isinstance(last, Dense) or last.activation != "linear":
-            self._materialise()
+            self._materialise(affine.layer)
             return np.ones(len(affine.scale)), np.zeros(len(affine.scale))
         self.layers[-1] = replace(affine, scale=np.sign(affine.scale), shift=0 * affine.shift).behind(last)
         return np.abs(np.where(affine.scale != 0, affine.scale, 1)), affine.shift

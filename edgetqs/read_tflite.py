@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetqs.errors import LOGITS, BadInput, Unsupported
-from edgetqs.model import RECURRENT, Channel, Forecaster
+from edgetqs.model import RECURRENT, Channel, Dense, Forecaster
 from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
 from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
@@ -42,8 +42,8 @@ _LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 def read_tflite(path: str | os.PathLike[str], *, logits: bool = False) -> Forecaster:
     """The forecaster in a ``.tflite``, with dequantized weights.
 
-    ``logits`` takes what a softmax at the end is applied to as the output;
-    without it such a model is refused. Raises BadInput for a file that is
+    ``logits`` takes what a softmax at the end is applied to as the output.
+    Raises BadInput for a file that is
     damaged or hostile, Unsupported for one without a known recurrent pattern.
     """
     path = Path(path)
@@ -79,25 +79,34 @@ def _read(graphs: Graphs, logits: bool) -> Forecaster:
         raise Unsupported(what, graphs.where, todo)
     trace = Trace(graphs, OPERATORS, DEFAULT_WINDOW)
     outputs = trace.main()
-    vectors = []
+    vectors: list[list[Vector]] = []
+    squashed = False
     for k, value in zip(graph.outputs, outputs, strict=True):
         where = f"{graphs.where}: output {graph.tensors[k].name[-60:]!r}"
         if not isinstance(value, Unknown):
             raise Unsupported("does not depend on the inputs", where, "export the trained model")
         if len(value.shape) not in (2, 3) or value.shape[0] != 1:
             raise Unsupported(f"has shape {list(value.shape)}", where, "export (batch, outputs) or (batch, T, outputs)")
-        vectors.append([_without_softmax(one, logits, where) for one in value.cells.ravel()])
+        vectors.append([_without_softmax(one) for one in value.cells.ravel()])
+        squashed = squashed or any(a is not b for a, b in zip(vectors[-1], value.cells.ravel(), strict=True))
     sequences = [len(value.shape) == 3 for value in outputs if isinstance(value, Unknown)]
     found = _Found(trace, vectors, sequences)
-    return found.forecaster()
+    forecaster = found.forecaster()
+    return _with_softmax(forecaster, graphs.where) if squashed and not logits else forecaster
 
 
-def _without_softmax(vector: Vector, logits: bool, where: str) -> Vector:
+def _with_softmax(forecaster: Forecaster, where: str) -> Forecaster:
+    last = forecaster.layers[-1]
+    plain = all(channel.std == 1 and channel.mean == 0 for channel in forecaster.outputs)
+    if not isinstance(last, Dense) or last.activation != "linear" or not plain:
+        raise Unsupported("ends in a softmax of what is no dense layer's output", where, LOGITS)
+    return replace(forecaster, layers=(*forecaster.layers[:-1], replace(last, activation="softmax")))
+
+
+def _without_softmax(vector: Vector) -> Vector:
     stretch = only(vector)
     if stretch is None or stretch.leaf.kind != "softmax":
         return vector
-    if not logits:
-        raise Unsupported("ends in a softmax", where, LOGITS)
     return stretch.leaf.args[0]
 
 

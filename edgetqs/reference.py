@@ -20,10 +20,13 @@ from edgetqs.integer import (
     IntegerDense,
     IntegerLayer,
     IntegerModel,
+    IntegerNormalization,
     IntegerRecurrent,
     Matrix,
 )
 from edgetqs.model import Merge, Pool, Window
+from edgetqs.normalization import layer_normalize
+from edgetqs.softmax import exp_multiplier, softmax
 
 #: One tuple a layer, as in ``rollout.State``.
 State: TypeAlias = tuple[tuple[Integers, ...], ...]
@@ -105,6 +108,10 @@ def _layer(
         return taps.max(axis=-2).reshape(*x.shape[:-1], -1), ()
     if isinstance(layer, IntegerDense):
         return _dense(layer, x, trace), ()
+    if isinstance(layer, IntegerNormalization):
+        frames = x.reshape(*x.shape[:-1], layer.count, -1)
+        y = trace.saturate(layer.name, "output", layer_normalize(frames, layer.layer, clip=False))
+        return trace.add(layer.name, "output", y.reshape(x.shape)), ()
     if isinstance(layer, IntegerActivation):
         return trace.add(layer.name, "output", _activated(layer, x)), ()
     if layer.frames is None:
@@ -145,6 +152,8 @@ def apply(function: str, values: Integers, scale: float) -> Integers:
         return values
     if function == "relu":
         return np.maximum(values, 0)
+    if function == "softmax":
+        return softmax(values, *exp_multiplier(scale))
     if function in HARD_SLOPES:
         return fp.hard_sigmoid(values, round(math.log2(5 / scale)), HARD_SLOPES[function])
     return (fp.tanh if function == "tanh" else fp.logistic)(values, *fp.table_multiplier(scale))

@@ -16,7 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetqs.errors import BadInput
-from edgetqs.model import RECURRENT, Activation, Dense, Forecaster, Gru, Layer, Lstm, Merge, Pool, Window
+from edgetqs.model import (
+    RECURRENT,
+    Activation,
+    Dense,
+    Forecaster,
+    Gru,
+    Layer,
+    LayerNormalization,
+    Lstm,
+    Merge,
+    Pool,
+    Window,
+)
 
 Values: TypeAlias = NDArray[np.floating[Any]]
 #: One tuple a layer: (h, c) for an LSTM, (h,) for a GRU or SimpleRNN, the samples for a Window, () otherwise;
@@ -115,6 +127,8 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
         return after, (after,)
     if isinstance(layer, Merge):
         return x, ()
+    if isinstance(layer, LayerNormalization):
+        return normalised(layer, x), ()
     if isinstance(layer, Activation):
         return FUNCTIONS[layer.function](x), ()
     if isinstance(layer, Pool):
@@ -129,6 +143,13 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
         y = step_frame(one, (), flat)[0]
         return y.reshape(*y.shape[:-2], x.shape[-2], -1), ()
     return over_frames(one, frames), ()
+
+
+def normalised(layer: LayerNormalization, x: Values) -> Values:
+    frames = x.reshape(*x.shape[:-1], layer.count, -1)
+    centred = frames - frames.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + layer.epsilon)
+    return (scaled * layer.gamma + layer.beta).astype(x.dtype).reshape(x.shape)
 
 
 def over_frames(one: Cell, frames: Values) -> Values:

@@ -12,7 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetqs.dynamics import Dynamics, Exponents
-from edgetqs.model import RECURRENT, Activation, Dense, Forecaster, Frames, Lstm, Merge, Pool, Window
+from edgetqs.model import (
+    RECURRENT,
+    Activation,
+    Dense,
+    Forecaster,
+    Frames,
+    LayerNormalization,
+    Lstm,
+    Merge,
+    Pool,
+    Window,
+)
 from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
@@ -118,6 +129,8 @@ def describe(layer: Any) -> str:
         return f"the last {layer.size} of {layer.features} values"
     if isinstance(layer, Pool):
         return f"the largest{_over(layer.frames)}"
+    if isinstance(layer, LayerNormalization):
+        return f"{len(layer.gamma)} features" + (f", {layer.count} frames" if layer.count > 1 else "")
     if isinstance(layer, Merge):
         return f"{layer.features[0]} and {layer.features[1]} side by side"
     assert isinstance(layer, Activation)

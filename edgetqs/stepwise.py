@@ -24,6 +24,7 @@ from edgetqs.model import (
     Dense,
     Frames,
     Layer,
+    LayerNormalization,
     Merge,
     Pool,
     Recurrent,
@@ -88,7 +89,9 @@ class RepeatVector:
     times: int
 
 
-Trained: TypeAlias = Recurrent | Dense | Activation | Bidirectional | Convolution | Pooling | Reshape | RepeatVector
+Trained: TypeAlias = (
+    Recurrent | Dense | Activation | LayerNormalization | Bidirectional | Convolution | Pooling | Reshape | RepeatVector
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,9 @@ def stepwise(layers: Sequence[Trained], window: int, features: int) -> Stepwise:
             made += _causal(layer, width)
             width = layer.dense.bias.size
             continue
-        assert isinstance(layer, (*RECURRENT, Dense, Activation))
+        assert isinstance(layer, (*RECURRENT, Dense, Activation, LayerNormalization))
         made.append(layer)
-        width = width if isinstance(layer, Activation) else layer.bias.shape[1]
+        width = layer.bias.shape[1] if isinstance(layer, (*RECURRENT, Dense)) else width
         if isinstance(layer, RECURRENT) and not layer.return_sequences:
             return _course(rest, _Course(made, (width,)))
     if not rest:
@@ -148,7 +151,7 @@ def looks_back(layer: Trained) -> bool:
         return layer.stride == 1 and (layer.padding == "causal" or layer.taps == 1)
     if isinstance(layer, RECURRENT):
         return not layer.go_backwards
-    return isinstance(layer, (Dense, Activation))
+    return isinstance(layer, (Dense, Activation, LayerNormalization))
 
 
 def _causal(layer: Convolution, features: int) -> list[Layer]:
@@ -182,6 +185,9 @@ class _Course:
             self._append(replace(layer, frames=frames), (*self.shape[:-1], layer.bias.size))
         elif isinstance(layer, Activation):
             self.layers.append(layer)
+        elif isinstance(layer, LayerNormalization):
+            self.in_order(layer.name)
+            self.layers.append(replace(layer, count=self.shape[0] if len(self.shape) == 2 else 1))
         elif isinstance(layer, Convolution):
             at = positions(self.shape[0], layer.reach, layer.stride, layer.padding, layer.dilation)
             self._append(replace(layer.dense, frames=self._at(at)), (len(at), layer.dense.bias.size))

@@ -112,6 +112,9 @@ class Graph:
     def width(self, tensor: int) -> int:
         return int(self.graph.tensors[tensor].shape[-1])
 
+    def rows(self, tensor: int) -> int:
+        return int(self.graph.tensors[tensor].shape[0])
+
     def like(self, tensor: int, scale: float, width: int = 0) -> int:
         """An activation with as many rows as ``tensor``."""
         return self.activation((*self.graph.tensors[tensor].shape[:-1], width or self.width(tensor)), scale)

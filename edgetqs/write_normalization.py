@@ -28,14 +28,16 @@ class Graph(Protocol):
 
     def width(self, tensor: int) -> int: ...
 
+    def rows(self, tensor: int) -> int: ...
+
     def operator(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None, version: int = 0
     ) -> None: ...
 
 
 def write_softmax(graph: Graph, x: int) -> int:
-    """Append SOFTMAX of [1, n] logits, whose scale ``softmax.exp_multiplier`` accepts; the result is at UNIT_SCALE."""
-    y = graph.activation((1, graph.width(x)), UNIT_SCALE)
+    """Append SOFTMAX of [rows, n] logits at a scale that ``exp_multiplier`` accepts; the result is at UNIT_SCALE."""
+    y = graph.activation((graph.rows(x), graph.width(x)), UNIT_SCALE)
     options = schema.SoftmaxOptionsT()
     options.beta = 1.0
     graph.operator("SOFTMAX", [x], [y], options, 3)
@@ -43,8 +45,8 @@ def write_softmax(graph: Graph, x: int) -> int:
 
 
 def write_layer_normalization(graph: Graph, x: int, layer: Normalization) -> int:
-    """Append the operators of ``normalization.layer_normalize`` on [1, n] int16; the result is at its output_scale."""
-    n, append = layer.features, _Operators(graph)
+    """Append the operators of ``layer_normalize`` on [rows, n] int16; the result is at its output_scale."""
+    n, append = layer.features, _Operators(graph, graph.rows(x))
     wide = append("CAST", [x], "int64", n)
     total = append.total(wide, "int64")
     scaled = append("MUL", [wide, append.constant("int64", n * layer.factor)], "int64", n)
@@ -67,7 +69,7 @@ def write_layer_normalization(graph: Graph, x: int, layer: Normalization) -> int
     rounded = append.upper(append("ADD", [weighted, offset], "int64", n), n)
     low = append("MAXIMUM", [rounded, append.constant("int32", -32768)], "int32", n)
     clipped = append("MINIMUM", [low, append.constant("int32", 32767)], "int32", n)
-    y = graph.activation((1, n), layer.output_scale)
+    y = graph.activation((graph.rows(x), n), layer.output_scale)
     graph.operator("CAST", [clipped], [y], schema.CastOptionsT(), 1)
     return y
 
@@ -85,13 +87,13 @@ def _reciprocal_root(append: _Operators, mantissa: int) -> int:
 
 
 class _Operators:
-    """Appends operators on tensors [1, width] without scales, all of version 1."""
+    """Appends operators on tensors [rows, width] without scales, all of version 1."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, rows: int) -> None:
+        self.graph, self.rows = graph, rows
 
     def __call__(self, name: str, inputs: Sequence[int], kind: str, width: int = 1) -> int:
-        y = self.graph.tensor((1, width), kind)
+        y = self.graph.tensor((self.rows, width), kind)
         self.graph.operator(name, inputs, [y], _OPTIONS[name](), 1)
         return y
 
@@ -99,7 +101,7 @@ class _Operators:
         return self.graph.tensor((1, len(values)), kind, data=np.array(values, kind).tobytes())
 
     def total(self, x: int, kind: str) -> int:
-        y = self.graph.tensor((1, 1), kind)
+        y = self.graph.tensor((self.rows, 1), kind)
         options = schema.ReducerOptionsT()
         options.keepDims = True
         axis = self.graph.tensor((1,), "int32", data=np.array([1], np.int32).tobytes())
@@ -108,15 +110,15 @@ class _Operators:
 
     def look_up(self, kind: str, table: Integers, index: int) -> int:
         values = self.graph.tensor((len(table),), kind, data=table.astype(kind).tobytes())
-        y = self.graph.tensor((1, 1), kind)
+        y = self.graph.tensor((self.rows, 1), kind)
         self.graph.operator("GATHER", [values, index], [y], schema.GatherOptionsT(), 1)
         return y
 
     def upper(self, x: int, width: int) -> int:
         """The upper words of int64 values, int32."""
-        words = self.graph.tensor((1, width, 2), "int32")
+        words = self.graph.tensor((self.rows, width, 2), "int32")
         self.graph.operator("BITCAST", [x], [words], schema.BitcastOptionsT(), 1)
-        y = self.graph.tensor((1, width), "int32")
+        y = self.graph.tensor((self.rows, width), "int32")
         options = schema.GatherOptionsT()
         options.axis = 2
         one = self.graph.tensor((), "int32", data=np.array(1, np.int32).tobytes())

@@ -23,11 +23,13 @@ from edgetqs.integer import (
     IntegerDense,
     IntegerLayer,
     IntegerModel,
+    IntegerNormalization,
     IntegerRecurrent,
     output_scale,
 )
 from edgetqs.model import Merge, Pool, Window
 from edgetqs.tflite_build import File, Graph
+from edgetqs.write_normalization import write_layer_normalization, write_softmax
 
 Item = TypeVar("Item")
 
@@ -63,6 +65,8 @@ def _function(graph: Graph, name: str, z: int) -> int:
         return z
     if name == "relu":
         return graph.relu(z)
+    if name == "softmax":
+        return write_softmax(graph, z)
     if name not in HARD_SLOPES:
         return graph.table("TANH" if name == "tanh" else "LOGISTIC", z)
     integer, scale = (1, 0.2) if HARD_SLOPES[name] == "0.2" else (HARD_SIGMOID_SIXTH, 2.0**-17)
@@ -192,6 +196,10 @@ def _layers(
             y = _dense(graph, layer, x)
         elif isinstance(layer, IntegerActivation):
             y = _activation(graph, layer, x)
+        elif isinstance(layer, IntegerNormalization):
+            rows = graph.reshape(x, layer.count, layer.layer.features)
+            y = graph.reshape(write_layer_normalization(graph, rows, layer.layer), 1, graph.width(x))
+            y = graph.named(y, layer.name, "output")
         elif layer.frames is not None:
             y = _over_frames(graph, layer, x)
         else:

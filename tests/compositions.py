@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from models import KINDS, random_layer
 
-from edgetqs.model import RECURRENT, Activation, Dense, frozen
+from edgetqs.model import RECURRENT, Activation, Dense, LayerNormalization, frozen
 from edgetqs.stepwise import Bidirectional, Convolution, Pooling, RepeatVector, Reshape, Trained
 
 STEPS, FEATURES = 9, 3
@@ -21,6 +21,12 @@ def dense(units, inputs, activation="linear", seed=0, name="dense"):
 def recurrent(kind, units, inputs, sequence=False, seed=0, **options):
     layer = random_layer(kind, units, inputs, np.random.default_rng(seed), sequence=sequence)
     return replace(layer, name=f"{kind}_{seed}", **options)
+
+
+def normalization(features, seed=0):
+    rng = np.random.default_rng(seed)
+    gamma, beta = rng.uniform(0.5, 1.5, features), rng.normal(size=features) / 4
+    return LayerNormalization(f"norm_{features}", frozen(gamma), frozen(beta), 1e-3)
 
 
 def convolution(filters, taps, inputs, activation="relu", seed=0, **options):
@@ -38,6 +44,10 @@ STREAMING = {
     "sequence": [recurrent("rnn", 4, 3, True), dense(2, 4, "tanh")],
     "causal": [convolution(5, 4, 3, padding="causal"), recurrent("lstm", 4, 5), dense(1, 4)],
     "causal, dilated": [convolution(5, 3, 3, padding="causal", dilation=2), recurrent("lstm", 4, 5)],
+    "normalised": [normalization(3), recurrent("lstm", 4, 3, True), normalization(4), recurrent("gru", 4, 4)],
+    "classes": [recurrent("lstm", 4, 3), dense(5, 4, "softmax")],
+    "classes by sample": [recurrent("rnn", 6, 3, True), Activation("a", "sigmoid"), dense(3, 6, "softmax")],
+    "classes by frame": [recurrent("lstm", 4, 3), dense(8, 4), Reshape("r", (4, 2)), dense(3, 2, "softmax")],
     "causal, on top": [recurrent("gru", 4, 3, True), convolution(2, 3, 4, "linear", padding="causal")],
     "pointwise": [convolution(5, 1, 3, padding="same"), recurrent("lstm", 4, 5)],
     "repeated": [recurrent("lstm", 4, 3), RepeatVector("r", 3)],
@@ -67,6 +77,15 @@ WINDOWED = {
         recurrent("rnn", 4, 3, True, go_backwards=True),
         recurrent("rnn", 2, 4, True, 1, go_backwards=True),
         dense(1, 2),
+    ],
+    "normalised convolution": [
+        convolution(6, 3, 3, "tanh", padding="same"),
+        normalization(6),
+        Pooling("p", 2, 2),
+        both("gru", 4, 6, True),
+        normalization(8),
+        recurrent("lstm", 4, 8),
+        dense(4, 4, "softmax"),
     ],
     "mixed": [both("lstm", 4, 3, True), recurrent("gru", 5, 8, True, 3), Activation("a", "relu"), both("gru", 2, 5)],
     "autoencoder": [

@@ -7,7 +7,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgetqs.flatbuffer import pack
 from edgetqs.litert import quiet
-from edgetqs.write_tflite import _File, _Graph
+from edgetqs.tflite_build import File, Graph
 
 ENGINES = {
     "xnnpack": OpResolverType.AUTO,
@@ -16,9 +16,9 @@ ENGINES = {
 }
 
 
-def vector_model(count: int, scale: float, write: Callable[[_Graph, int], int]) -> bytes:
+def vector_model(count: int, scale: float, write: Callable[[Graph, int], int]) -> bytes:
     """The ``.tflite`` of what ``write`` appends for an input [1, count] at ``scale``."""
-    graph = _Graph(_File())
+    graph = Graph(File())
     x = graph.activation((1, count), scale)
     graph.finish([x], [write(graph, x)])
     return pack(graph.file.model)

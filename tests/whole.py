@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster
+from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster, LayerNormalization
 from edgetqs.rollout import FUNCTIONS, cell, run, zero_state
 from edgetqs.stepwise import Bidirectional, Convolution, Pooling, RepeatVector, Reshape, Trained, stepwise
 
@@ -31,6 +31,9 @@ def whole(layer: Trained, value: np.ndarray) -> np.ndarray:
         return _convolved(layer, value)
     if isinstance(layer, Pooling):
         return _pooled(layer, value)
+    if isinstance(layer, LayerNormalization):
+        spread = np.sqrt(value.var(axis=-1, keepdims=True) + layer.epsilon)
+        return layer.gamma * (value - value.mean(axis=-1, keepdims=True)) / spread + layer.beta
     if isinstance(layer, Activation):
         return FUNCTIONS[layer.function](value)
     assert isinstance(layer, Dense)
