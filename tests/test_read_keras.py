@@ -154,15 +154,16 @@ def test_published_h5(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["emg_gru.keras", "emg_lstm_unrolled.keras"])
 def test_published_keras(name: str) -> None:
-    """Both end in a softmax, which is refused; with its logits instead they are the same model."""
+    """Both end in a softmax; with its logits instead they are the same model."""
     path, reference = third_party(name)
-    with pytest.raises(Unsupported, match=r"softmax.*\n.*logits = true"):
-        read_keras(path)
-    forecaster = read_keras(path, logits=True)
-    x = reference["x"].reshape(len(reference["x"]), forecaster.window, len(forecaster.inputs))
-    exponentials = np.exp(window(forecaster, x))
-    y = exponentials / exponentials.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(y, reference["y_numpy_f64_own_semantics"], rtol=1e-12)
+    for logits in (False, True):
+        forecaster = read_keras(path, logits=logits)
+        x = reference["x"].reshape(len(reference["x"]), forecaster.window, len(forecaster.inputs))
+        y = window(forecaster, x)
+        if logits:
+            exponentials = np.exp(y)
+            y = exponentials / exponentials.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(y, reference["y_numpy_f64_own_semantics"], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ REFUSED = {
     "activation": ([lstm(activation="gelu")], "'lstm' .LSTM.*activation='gelu'"),
     "recurrent": ([lstm(recurrent_activation="swish")], "recurrent_activation='swish'"),
     "function": ([lstm(activation={"class_name": "function", "config": "f"})], "activation is an object"),
-    "softmax": ([lstm(), dense(activation="softmax")], "'dense' .Dense.*softmax(.|\n)*logits"),
+    "softmax": ([lstm(activation="softmax"), dense()], "'lstm' .LSTM.*softmax"),
     "masking": ([layer("Masking", "mask", mask_value=0.0), lstm()], "'mask' .Masking.*(.|\n)*without gaps"),
     "embedding": ([layer("Embedding", "words"), lstm()], "'words' .Embedding"),
     "lambda": (
@@ -993,6 +994,18 @@ CASES: dict[str, Build] = {
         L.MaxPooling1D(3, 2, "same"),
         L.GRU(3),
     ],
+    "layer normalization": lambda L: [
+        L.LayerNormalization(),
+        L.LSTM(3, return_sequences=True),
+        L.BatchNormalization(),
+        L.LayerNormalization(center=False, epsilon=1e-2),
+        L.GRU(3),
+        L.LayerNormalization(scale=False),
+        L.Dense(2),
+    ],
+    "classes": lambda L: [L.LSTM(3), L.Dense(4, "softmax")],
+    "classes by layer": lambda L: [L.LSTM(3, return_sequences=True), L.Dense(4), L.BatchNormalization(), L.Softmax()],
+    "classes of states": lambda L: [L.GRU(4), L.Activation("softmax")],
     "convolution causal": lambda L: [L.Conv1D(4, 3, padding="causal", dilation_rate=2), L.LSTM(3), L.Dense(1)],
     "normalised convolutions": lambda L: [
         L.BatchNormalization(),

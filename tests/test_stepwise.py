@@ -52,19 +52,18 @@ def test_names_of_outputs():
     assert [channel.name for channel in output_channels((3, 1), np.ones(1), np.zeros(1))] == ["y0", "y1", "y2"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "decoder",
-        "normalised",
-        "classes by sample",
-        "classes by frame",
-        "causal, dilated",
-        "convolved decoder",
-        "repeated",
-        *WINDOWED,
-    ],
+STEPPED = (
+    "decoder",
+    "normalised",
+    "classes by sample",
+    "classes by frame",
+    "causal, dilated",
+    "convolved decoder",
+    "repeated",
 )
+
+
+@pytest.mark.parametrize("name", [*STEPPED, *WINDOWED])
 @pytest.mark.parametrize("closed", [False, True])
 def test_gradients_by_back_propagation(name, closed):
     """Against central differences, through history, closed loop, frames, taps, pools and merges."""
