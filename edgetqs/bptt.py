@@ -32,6 +32,7 @@ from edgetqs.rollout import (
     feedback_affine,
     listen,
     next_input,
+    remembering,
     step_cell,
     taken,
     zero_cell,
@@ -60,32 +61,41 @@ class Tape:
     def __init__(self, forecaster: Forecaster, stack: tuple[Cell, ...]) -> None:
         self.forecaster, self.stack = forecaster, stack
         self.steps: list[list[tuple]] = []  # per step, per layer: what its backward pass needs
+        self.widths: list[int] = []  # of what the last layer of each step gave
         self.forecasts = 0  # the last steps, whose outputs were returned
 
     def forecast(self, history: Values, future: Values) -> Values:
-        """As ``lesson.forecast``; steps of a windowed model that only fill the window are not written down."""
+        """As ``lesson.forecast``: before the first output, layers that only serve it are not run.
+
+        Steps of a windowed model that only fill the window are not written down.
+        """
         forecaster = self.forecaster
         closed = bool(forecaster.feedback.pairs)
-        silent = history.shape[1] - 1 if closed and forecaster.windowed else 0 if closed else forecaster.lead
+        heard = history.shape[1] - 1 if closed else forecaster.lead
+        silent = heard if forecaster.windowed else 0
         start = listen(self.stack, zero_state(self.stack, (len(history),)), history[:, :silent])
         state = [list(own) for own in start]
-        outputs = [self._step(state, history[:, t]) for t in range(silent, history.shape[1])]
+        for t in range(silent, heard):
+            self._step(state, history[:, t], remembering(self.stack))
+        outputs = [self._step(state, history[:, t]) for t in range(heard, history.shape[1])]
         if closed:
-            x, outputs = history[:, -1], outputs[-1:]
+            x = history[:, -1]
             for k in range(1, future.shape[1]):
                 x = next_input(forecaster, x, outputs[-1], future[:, k - 1])
                 outputs.append(self._step(state, x))
         self.forecasts = len(outputs)
         return np.stack(outputs, axis=1)
 
-    def _step(self, state: list[list[Values]], x: Values) -> Values:
+    def _step(self, state: list[list[Values]], x: Values, part: int | None = None) -> Values:
+        """Of the first ``part`` layers, or of all."""
         tape: list[tuple] = []
         values = [x]
-        for index, one in enumerate(self.stack):
+        for index, one in enumerate(self.stack[:part]):
             y, entry = _forward(one, state[index], taken(one.layer, values))
             tape.append((values[-2:],) if isinstance(one.layer, Merge) else entry)
             values.append(y)
         self.steps.append(tape)
+        self.widths.append(values[-1].shape[-1])
         return values[-1]
 
     def backward(self, gradient: Values, *, apart: bool = False) -> Parameters:
@@ -99,7 +109,8 @@ class Tape:
         from_input: Values | None = None
         for t in reversed(range(len(self.steps))):
             position = t - len(self.steps) + self.forecasts
-            y_gradient = gradient[:, position] if position >= 0 else np.zeros_like(gradient[:, 0])
+            zeros = np.zeros((len(gradient), self.widths[t]), gradient.dtype)
+            y_gradient = gradient[:, position] if position >= 0 else zeros
             if from_input is not None and position >= 0:
                 y_gradient = y_gradient.copy()
                 for source, target in self.forecaster.feedback.pairs:

@@ -15,12 +15,15 @@ import numpy as np
 from edgetqs import litert, reference
 from edgetqs.errors import ToolMissing
 from edgetqs.fixedpoint import INT16_MAX, Integers
-from edgetqs.integer import IntegerModel
+from edgetqs.integer import IntegerDense, IntegerModel, IntegerRecurrent
 from edgetqs.trajectories import synthetic_inputs
 from edgetqs.write_tflite import TfliteFile
 
 #: Closed-loop steps among the golden vectors (open-loop steps without feedback).
 LOOP_STEPS = 1000
+#: Products of weights that all closed-loop steps together may take, and the fewest steps: see ``_loop_steps``.
+MOST_PRODUCTS = 500_000_000
+FEWEST_STEPS = 100
 #: Steps on inputs at and near the int16 limits, from reset.
 SATURATING_STEPS = 160
 FORECAST_STEPS = 24
@@ -66,9 +69,10 @@ class Link:
     detail: str = ""
 
 
-def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) -> Golden:
+def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = 0) -> Golden:
     """Golden vectors: synthetic history, a long closed loop, saturating inputs, physical samples, a forecast."""
     rng = np.random.default_rng(seed)
+    loop_steps = loop_steps or _loop_steps(model)
     count, known = len(model.inputs), list(model.feedback.known)
     history = 2 * max(model.window, 24)
     limit = INT16_MAX * model.input_scale
@@ -136,6 +140,18 @@ def golden(model: IntegerModel, *, seed: int = 5, loop_steps: int = LOOP_STEPS) 
         tuple(value for own in state for value in own),
         count_clipped,
     )
+
+
+def _loop_steps(model: IntegerModel) -> int:
+    """``LOOP_STEPS``, fewer for models that go over many frames in each step."""
+    products = 0
+    for layer in model.layers:
+        if isinstance(layer, (IntegerDense, IntegerRecurrent)):
+            rows = layer.kernel.weights.size + (
+                layer.recurrent.weights.size if isinstance(layer, IntegerRecurrent) else 0
+            )
+            products += rows * (layer.frames.count if layer.frames else 1)
+    return max(FEWEST_STEPS, min(LOOP_STEPS, MOST_PRODUCTS // max(products, 1)))
 
 
 def _saturating(count: int, rng: np.random.Generator) -> list[Integers]:

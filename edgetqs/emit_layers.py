@@ -312,10 +312,12 @@ def _lstm_calls(layer: IntegerRecurrent, z: str, h: str, c: str) -> list[str]:
         *_activated(layer.activation, candidate, units, layer.z_scale),
         function_call(layer.gate, f"{z} + {3 * units}", units, layer.z_scale),
     ]
-    if layer.activation == "tanh":
+    if layer.activation == "tanh" and not layer.limited:
         return [*calls, f"clipped |= edgetqs_lstm_update({z}, {h}, {c}, {units}, {layer.cell_bits});"]
     z_bits = 0 if layer.bounded else layer.z_bits
     calls.append(f"clipped |= edgetqs_lstm_cell({z}, {c}, {units}, {layer.cell_bits}, {z_bits});")
+    if layer.limited:
+        calls.append(f"edgetqs_bound({c}, {units}, {layer.cell_limit});")
     calls.append(f"edgetqs_copy({candidate}, {c}, {units});")
     if layer.bounded:
         calls.append(f"edgetqs_rescale({candidate}, {units}, EDGETQS_FOUR_FIFTHS, {11 - layer.cell_bits});")

@@ -10,6 +10,7 @@ import numpy as np
 from edgetqs import reference, rollout
 from edgetqs.errors import BadInput
 from edgetqs.integer import IntegerModel
+from edgetqs.lesson import forecast
 from edgetqs.model import Forecaster
 from edgetqs.rollout import Values
 from edgetqs.trajectories import synthesise
@@ -35,13 +36,15 @@ def synthetic_cases(forecaster: Forecaster, horizon: int, *, count: int = 48, se
     """Cases from synthetic histories that neither the score nor the quantizer has seen."""
     start = synthesise(forecaster, horizon, count=count, seed=seed)
     if not forecaster.feedback.pairs:
-        return Cases(denormalise(forecaster, start.future), denormalise(forecaster, start.future[:, :0]), None)
+        history = np.concatenate([start.burn_in, start.future], axis=1)
+        return Cases(denormalise(forecaster, history), denormalise(forecaster, history[:, :0]), None)
     return Cases(denormalise(forecaster, start.burn_in), denormalise(forecaster, start.future), None)
 
 
 def data_cases(forecaster: Forecaster, data: Values, horizon: int) -> Cases:
     """Windows over a time series (samples, inputs), evenly spread. Truth is known where outputs are fed back."""
-    window, closed = forecaster.window, bool(forecaster.feedback.pairs)
+    closed = bool(forecaster.feedback.pairs)
+    window = forecaster.window if closed else forecaster.lead + forecaster.trajectory
     ahead = horizon if closed else 0
     last = len(data) - window - ahead
     if last < 0:
@@ -66,20 +69,17 @@ def denormalise(forecaster: Forecaster, x: Values) -> Values:
 
 
 def forecast_float(forecaster: Forecaster, cases: Cases, horizon: int) -> Values:
-    """(B, T, outputs) physical: the float model's rollouts; without feedback its outputs along the history."""
-    stack = rollout.cells(forecaster)
-    history = rollout.normalise(forecaster, cases.history)
-    y, state = rollout.run(stack, rollout.zero_state(stack, (len(history),)), history)
-    if forecaster.feedback.pairs:
-        future = rollout.normalise(forecaster, cases.future)
-        y, _ = rollout.closed_loop(forecaster, stack, state, history[:, -1], y[:, -1], horizon, future)
-    return rollout.physical(forecaster, y)
+    """(B, T, outputs) physical: the float model's rollouts; without feedback its outputs along the trajectory."""
+    history, future = (rollout.normalise(forecaster, values) for values in (cases.history, cases.future))
+    return rollout.physical(forecaster, forecast(forecaster, rollout.cells(forecaster), history, future[:, :horizon]))
 
 
 def forecast_integer(model: IntegerModel, cases: Cases, horizon: int) -> Values:
-    """The same by the integer reference."""
+    """The same by the integer reference; ``horizon`` is the trajectory's without feedback."""
     history = reference.encode(model, cases.history)
-    y, state = reference.run(model, reference.zero_state(model, (len(history),)), history)
+    steps = 1 if model.feedback.pairs else horizon
+    state = reference.listen(model, reference.zero_state(model, (len(history),)), history[:, :-steps])
+    y, state = reference.run(model, state, history[:, -steps:])
     if model.feedback.pairs:
         future = reference.encode(model, cases.future)
         y, _ = reference.closed_loop(model, state, history[:, -1], y[:, -1], horizon, future)
@@ -101,7 +101,7 @@ def evaluate(
     on synthetic histories; ``rmse`` the error against data, physical with one
     output, otherwise in units of each output's ``std``.
     """
-    horizon = horizon if forecaster.feedback.pairs else forecaster.window
+    horizon = horizon if forecaster.feedback.pairs else forecaster.trajectory
     cases = synthetic_cases(forecaster, horizon)
     figures: dict[str, Any] = {"horizon": horizon}
     truth = forecast_float(forecaster, cases, horizon)

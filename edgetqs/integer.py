@@ -93,6 +93,7 @@ class IntegerRecurrent:
     z_scale: float
     gate: str = "sigmoid"  # what the gates are squashed with: as model.ACTIVATIONS
     cell_bits: int = 11  # the cell state's scale is 2^-cell_bits (lstm only)
+    cell_limit: int = INT16_MAX + 1  # |c| <= cell_limit, as TFLite's fused LSTM has it
     activation: str = "tanh"
     hidden_bits: int = 15
     frames: Frames | None = None
@@ -104,6 +105,11 @@ class IntegerRecurrent:
     def z_bits(self) -> int:
         """z_scale is 5 * 2^-z_bits."""
         return round(math.log2(5 / self.z_scale))
+
+    @property
+    def limited(self) -> bool:
+        """Whether the cell state is clipped to less than an int16 holds."""
+        return self.cell_limit <= INT16_MAX
 
     @property
     def bounded(self) -> bool:

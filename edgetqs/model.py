@@ -250,14 +250,21 @@ class Forecaster:
         )
 
     @property
-    def lead(self) -> int:
-        """Samples that a direct forecaster hears before its trajectory begins."""
-        return self.window - 1 if self.windowed else 0
+    def trajectory(self) -> int:
+        """Steps of a direct forecaster's trajectory: the recurrence over its window.
+
+        A few at its end where each step runs over frames of its own.
+        """
+        framed = any(frames is not None and frames.count > 1 for frames in self._frames())
+        return min(self.window, 4) if framed or self.windowed else self.window
 
     @property
-    def trajectory(self) -> int:
-        """Steps of a direct forecaster's trajectory: the recurrence over its window, or a few windows."""
-        return min(self.window, 4) if self.windowed else self.window
+    def lead(self) -> int:
+        """Samples that a direct forecaster hears before its trajectory begins."""
+        return self.window - 1 if self.windowed else self.window - self.trajectory
+
+    def _frames(self) -> Iterator[Frames | None]:
+        return (getattr(layer, "frames", None) for layer in self.layers)
 
     @property
     def parameters(self) -> int:

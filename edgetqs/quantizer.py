@@ -246,12 +246,9 @@ def _recurrent(
     bound = max(_bound(weights, bias, scale), _bound(recurrent_weights, recurrent_bias, h_scale))
     needed = min(bound, Z_MARGIN * seen.part_peak)
     z_scale = next((s for s in Z_SCALES if needed <= INT16_MAX * s), Z_SCALES[-1])
-    clip = getattr(layer, "cell_clip", 0.0)
-    if clip and seen.cell_peak >= clip:
-        what = f"its cell state reaches the limit of {clip:g} along the model's own rollouts"
-        todo = "the integer cell has no such limit: scale the inputs down, or convert the model without a fused LSTM"
-        raise Unsupported(what, layer.name, todo)
-    cell_bits = min(11, _bits(CELL_MARGIN * seen.cell_peak))
+    clip = getattr(layer, "cell_clip", 0.0) or math.inf
+    cell_bits = min(11, _bits(min(CELL_MARGIN * seen.cell_peak, clip)))
+    limit = round(min(clip * 2.0**cell_bits, INT16_MAX + 1)) if CELL_MARGIN * seen.cell_peak > clip else INT16_MAX + 1
 
     kernel, recurrent = matrices(
         Part(f"{layer.name}/kernel", weights, bias, _widths(widths, index, "kernel", layer), scale, z_scale),
@@ -274,6 +271,7 @@ def _recurrent(
         z_scale,
         getattr(layer, "recurrent_activation", "sigmoid"),
         cell_bits,
+        limit,
         layer.activation,
         hidden_bits,
         layer.frames,

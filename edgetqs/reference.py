@@ -6,7 +6,7 @@ Values are int64 arrays holding int16 numbers, with any leading batch axes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -197,7 +197,8 @@ def _lstm(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], tra
         new = fp.multiply(i, candidate, 29 - layer.cell_bits)
     else:
         new = fp.multiply_fifth(i, candidate, layer.z_bits + 12 - layer.cell_bits)
-    c = trace.add(layer.name, "cell_state", trace.saturate(layer.name, "cell_state", kept + new))
+    c = trace.saturate(layer.name, "cell_state", kept + new)
+    c = trace.add(layer.name, "cell_state", np.clip(c, -layer.cell_limit, layer.cell_limit))
     if layer.bounded:
         squashed = apply(layer.activation, fp.rescale(c, 11 - layer.cell_bits), fp.TANH_SCALE)
         return trace.add(layer.name, "hidden_state", fp.multiply(o, squashed, 14)), c
@@ -236,6 +237,16 @@ def _rnn(layer: IntegerRecurrent, x: Integers, state: tuple[Integers, ...], trac
 
 
 _CELLS = {"lstm": _lstm, "gru": _gru, "gru_reset_after": _gru, "rnn": _rnn}
+
+
+def listen(model: IntegerModel, state: State, x: Integers) -> State:
+    """The state after x (..., T, inputs); layers that only serve the output are not run."""
+    part = max((k + 1 for k, names in enumerate(model.states()) if names), default=0)
+    hearing = replace(model, layers=model.layers[:part])
+    own = state[:part]
+    for t in range(x.shape[-2]):
+        _, own = step(hearing, own, x[..., t, :])
+    return (*own, *state[part:])
 
 
 def run(model: IntegerModel, state: State, x: Integers) -> tuple[Integers, State]:

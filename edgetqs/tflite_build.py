@@ -21,7 +21,7 @@ from edgetqs.model import Frames
 #: Operator versions that carry the int16 kernels.
 VERSIONS = {
     "ADD": 4, "SUB": 5, "MUL": 4, "LOGISTIC": 3, "TANH": 3, "QUANTIZE": 3, "SPLIT": 4, "CONCATENATION": 3,
-    "GATHER": 4, "MAXIMUM": 4, "SLICE": 4, "WHILE": 1, "LESS": 1, "RESHAPE": 1, "DYNAMIC_UPDATE_SLICE": 1,
+    "GATHER": 4, "MAXIMUM": 4, "MINIMUM": 4, "SLICE": 4, "WHILE": 1, "LESS": 1, "RESHAPE": 1, "DYNAMIC_UPDATE_SLICE": 1,
     "RELU": 3,
 }  # fmt: skip
 
@@ -202,6 +202,15 @@ class Graph:
         y = self.like(a, self.scales[a])
         self.operator("MAXIMUM", [a, b], [y], schema.MaximumMinimumOptionsT())
         return y
+
+    def bounded(self, x: int, limit: int) -> int:
+        """x within +-limit."""
+        for name, bound in (("MINIMUM", limit), ("MAXIMUM", -limit)):
+            end = self.activation((1, 1), self.scales[x], np.array([bound], np.int16).tobytes())
+            y = self.like(x, self.scales[x])
+            self.operator(name, [x, end], [y], schema.MaximumMinimumOptionsT())
+            x = y
+        return x
 
     def reshape(self, x: int, *shape: int) -> int:
         if tuple(self.graph.tensors[x].shape) == shape:

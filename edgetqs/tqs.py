@@ -128,7 +128,7 @@ def score(
         ahead = horizon + bool(forecaster.feedback.pairs)  # a closed loop's first output is already there
         start = synthesise(forecaster, ahead, count=trajectories, seed=seed, dtype=np.float32)
     history = None
-    if perturb_burn_in and forecaster.feedback.pairs:
+    if perturb_burn_in and start.burn_in.shape[1] and (forecaster.feedback.pairs or not forecaster.windowed):
         history = History.of(start.stack, start.burn_in)
         start = replace(start, state=history.state, x=start.burn_in[:, -1], y=history.output)
     rng = np.random.default_rng(seed)

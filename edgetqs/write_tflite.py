@@ -84,7 +84,10 @@ def _lstm(graph: Graph, layer: IntegerRecurrent, x: int, state: Sequence[int]) -
     h_scale, c_scale = layer.state_scales
     kept = graph.binary("MUL", f, c, c_scale)
     new = graph.binary("MUL", i, _function(graph, layer.activation, z[2]), c_scale)
-    c = graph.named(graph.binary("ADD", kept, new, c_scale), layer.name, "cell_state")
+    c = graph.binary("ADD", kept, new, c_scale)
+    if layer.limited:
+        c = graph.bounded(c, layer.cell_limit)
+    graph.named(c, layer.name, "cell_state")
     squashed = _function(graph, layer.activation, graph.quantize(c, TANH_SCALE) if layer.bounded else c)
     return [graph.named(graph.binary("MUL", o, squashed, h_scale), layer.name, "hidden_state"), c]
 

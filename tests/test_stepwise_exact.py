@@ -1,5 +1,6 @@
 """Windows, frames and cells of every activation in integers: the same bits in NumPy, LiteRT and C."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,17 @@ def test_unbounded_cells_saturate_and_are_counted() -> None:
 def test_products_of_unbounded_cells_are_refused() -> None:
     with pytest.raises(Unsupported, match="'mul'"):
         integers("bidirectional lstm mul True", "relu")
+
+
+def test_a_limited_cell_state_is_exact(tmp_path: Path) -> None:
+    """As TFLite's fused LSTM has it, where rollouts come near the limit."""
+    forecaster = forecaster_of(STREAMING["stack"], STEPS, FEATURES)
+    layers = (replace(forecaster.layers[0], cell_clip=0.5), *forecaster.layers[1:])
+    limited = replace(forecaster, layers=layers)
+    model = quantize(limited, mixed(limited), "nearest")
+    assert model.layers[0].cell_limit == 1 << 10
+    vectors = golden(model)
+    assert np.abs(vectors.states["c0"]).max() == 1 << 10
+    link, _ = run_c(model, vectors, emitted(model, "portable"), tmp_path)
+    assert link.verdict == "exact", link
+    assert chain.check_litert(model, write_tflite(model), vectors).verdict == "exact"

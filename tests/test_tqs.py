@@ -274,13 +274,6 @@ def test_the_forecaster_is_left_alone():
     assert all(np.array_equal(cell.kernel, kernel) for cell, kernel in zip(start.stack, before, strict=True))
 
 
-def test_layers_over_windows_are_refused():
-    forecaster = random_forecaster("rnn", 4, 2, 1)
-    backwards = replace(forecaster.layers[0], go_backwards=True)
-    with pytest.raises(BadInput, match="step by step"):
-        score(replace(forecaster, layers=(backwards, *forecaster.layers[1:])))
-
-
 def test_unknown_granularity():
     with pytest.raises(BadInput, match="weight"):
         score(random_forecaster("rnn", 4, 2, 1), 6, "weight")

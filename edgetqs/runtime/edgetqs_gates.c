@@ -83,6 +83,17 @@ uint32_t edgetqs_lstm_cell(const int16_t *gates, int16_t *c, unsigned units, uns
     return clipped;
 }
 
+void edgetqs_bound(int16_t *values, unsigned count, int16_t limit)
+{
+    for (unsigned k = 0; k < count; ++k) {
+        if (values[k] > limit) {
+            values[k] = limit;
+        } else if (values[k] < -limit) {
+            values[k] = (int16_t)-limit;
+        }
+    }
+}
+
 uint32_t edgetqs_lstm_output(const int16_t *o, const int16_t *a, int16_t *h, unsigned units, unsigned shift)
 {
     uint32_t clipped = 0;

@@ -108,6 +108,8 @@ void edgetqs_gru_update(const int16_t *z, int16_t *fresh, int16_t *h, unsigned u
 uint32_t edgetqs_rescale(int16_t *values, unsigned count, int32_t mantissa, int shift);
 /* gates: i f g o; g at 2^-15 where z_bits is 0, else at 5*2^-z_bits. Gives 0 if no c was clipped. */
 uint32_t edgetqs_lstm_cell(const int16_t *gates, int16_t *c, unsigned units, unsigned cell_bits, unsigned z_bits);
+/* values within +-limit */
+void edgetqs_bound(int16_t *values, unsigned count, int16_t limit);
 /* h = o * a / 2^(shift + 1); gives 0 if nothing was clipped. */
 uint32_t edgetqs_lstm_output(const int16_t *o, const int16_t *a, int16_t *h, unsigned units, unsigned shift);
 /* h = (1 - z) * fresh + z * h */
