@@ -49,7 +49,7 @@ $(VENV)/demo: pyproject.toml
 	touch $@
 
 $(VENV)/test: pyproject.toml
-	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe]"
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe,keras2]"
 	touch $@ $(VENV)/demo
 
 $(VENV)/bench: pyproject.toml

@@ -46,7 +46,11 @@ def read_tflite(path: str | os.PathLike[str], *, logits: bool = False) -> Foreca
     damaged or hostile, Unsupported for one without a known recurrent pattern.
     """
     path = Path(path)
-    content, where = read_bytes(path), str(path)
+    return read_content(read_bytes(path), str(path), path.stem, logits=logits)
+
+
+def read_content(content: bytes, where: str, name: str, *, logits: bool = False) -> Forecaster:
+    """The same for the bytes of a file; ``where`` and ``name`` are told of them."""
     if not 8 < len(content) <= MOST_BYTES or content[4:8] != b"TFL3":
         raise BadInput("not a .tflite file", where, AGAIN)
     try:
@@ -61,7 +65,7 @@ def read_tflite(path: str | os.PathLike[str], *, logits: bool = False) -> Foreca
         if error.todo:
             raise
         raise Unsupported(error.what, error.where, f"operators: {_operators(graphs)}; {BLACK_BOX}") from error
-    return replace(forecaster, name=_identifier(path.stem, "model"), sha256=hashlib.sha256(content).hexdigest())
+    return replace(forecaster, name=_identifier(name, "model"), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _operators(graphs: Graphs) -> str:
