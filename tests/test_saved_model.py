@@ -186,7 +186,7 @@ def test_too_large(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_no_saved_model(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is a folder without saved_model.pb"):
+    with pytest.raises(BadInput, match=r"is a folder without saved_model\.pb"):
         read_model(tmp_path)
     with pytest.raises(BadInput, match=r"(?s)cannot read a \.pb file.*the folder that it is in"):
         read_model(folder(tmp_path) / "saved_model.pb")
