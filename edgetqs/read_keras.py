@@ -81,7 +81,7 @@ def read_keras(path: str | os.PathLike[str], *, logits: bool = False) -> Forecas
     assembly = _Assembly(shape, str(path))
     for node, tensors in zip(_without_softmax(nodes) if logits else nodes, _weights(file, nodes), strict=True):
         assembly.add(node, tensors)
-    return assembly.forecaster(_identifier(path.stem, "model"), hashlib.sha256(data).hexdigest())
+    return assembly.forecaster(module_name(path.stem), hashlib.sha256(data).hexdigest())
 
 
 def _without_softmax(nodes: Sequence[Node]) -> list[Node]:
@@ -315,6 +315,12 @@ def _reshaped(affine: Affine | None, shape: Shape, target: tuple[int, ...], node
             f"{affine.layer.name!r} ahead of it scales the same feature in several ways", node.where, todo
         )
     return Affine(affine.layer, rows[0][0], rows[1][0])
+
+
+def module_name(stem: str) -> str:
+    """What a file's model is called: it names the generated C, where ``model`` is taken."""
+    name = _identifier(stem, "forecaster")[:40].rstrip("_")
+    return "forecaster" if name.lower() in ("model", "main", "default") else name
 
 
 def _identifier(text: str, fallback: str) -> str:

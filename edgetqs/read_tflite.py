@@ -20,7 +20,7 @@ import numpy as np
 
 from edgetqs.errors import LOGITS, BadInput, Unsupported
 from edgetqs.model import RECURRENT, Bidirectional, Channel, Forecaster, Layer, Reshape
-from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
+from edgetqs.read_keras import DEFAULT_WINDOW, module_name
 from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
 from edgetqs.rollout import step as run_step
@@ -65,7 +65,7 @@ def read_content(content: bytes, where: str, name: str, *, logits: bool = False)
         if error.todo:
             raise
         raise Unsupported(error.what, error.where, f"operators: {_operators(graphs)}; {BLACK_BOX}") from error
-    return replace(forecaster, name=_identifier(name, "model"), sha256=hashlib.sha256(content).hexdigest())
+    return replace(forecaster, name=module_name(name), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _operators(graphs: Graphs) -> str:
