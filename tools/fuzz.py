@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing of everything that edgetqs reads.
 
 ``make fuzz`` runs every reader for FUZZ_SECONDS (600); ``tools/fuzz.py READER SECONDS`` runs one. It starts from
-``tests/corpus/READER``, keeps what reaches new code in ``build/fuzz/READER`` and puts an input that a reader fails on,
-one a place, into ``build/fuzz/READER-found``; exit code 1 says that there is one. A reader fails by an exception that is
-no ``EdgeTqsError``, by taking longer than 5 s, or by more than 1 GB.
+``tests/corpus/READER``, keeps what reaches new code in ``build/fuzz/READER`` and puts inputs that the reader fails on, one
+a place, into ``build/fuzz/READER-found``; exit code 1 says that there is one. A reader fails by an exception that is no
+``EdgeTqsError``, by taking longer than 5 s, or by more than 1 GB.
 
 ``tools/fuzz.py --corpus`` makes ``tests/corpus`` anew: whole files as seeds, and the smallest inputs of ``build/fuzz``
 that reach as much code as all of them, up to so many bytes a reader. ``tests/test_fuzz.py`` replays it.
