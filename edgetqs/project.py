@@ -42,6 +42,8 @@ class Project:
     rounding: str = "trajectory"
     source: str = ""
     notes: tuple[str, ...] = ()
+    model: Path | None = None  # the model's file
+    logits: bool = False
 
 
 def load(path: str | Path) -> Forecaster:
@@ -69,7 +71,7 @@ def load_project(model: Path | None, config: Path | None, reader: Reader | None 
     if beside.is_file() and _names(beside, model):
         return _configured(beside, model, reader)
     forecaster, guesses = guess((reader or read_model)(model))
-    return Project(forecaster, 24, source=str(model), notes=guesses)
+    return Project(forecaster, 24, source=str(model), notes=guesses, model=model)
 
 
 def guess(forecaster: Forecaster) -> tuple[Forecaster, tuple[str, ...]]:
@@ -179,6 +181,8 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
         build.take("rounding", str, "trajectory", _one_of("nearest", "trajectory", "learned")),
         source=f"{path} with {config}",
         notes=notes,
+        model=path,
+        logits=logits,
     )
     for part in (about, rollout, data, build):
         part.end()

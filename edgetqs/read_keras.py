@@ -254,7 +254,7 @@ class _Assembly:
         return layer if affine is None else affine.ahead_of(layer)
 
     def _append(self, layer: Layer, shape: Shape) -> None:
-        name = _identifier(layer.name, "layer")
+        name = layer_name(layer.name)
         while any(name == other.name for other in self.layers):
             name += "_"
         if isinstance(layer, Bidirectional):
@@ -321,6 +321,11 @@ def module_name(stem: str) -> str:
     """What a file's model is called: it names the generated C, where ``model`` is taken."""
     name = _identifier(stem, "forecaster")[:40].rstrip("_")
     return "forecaster" if name.lower() in ("model", "main", "default") else name
+
+
+def layer_name(name: str) -> str:
+    """A layer's name as a C identifier."""
+    return _identifier(name, "layer")
 
 
 def _identifier(text: str, fallback: str) -> str:

@@ -7,6 +7,7 @@ read like any other.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from edgetqs.errors import BadInput, ToolMissing, Unsupported
 from edgetqs.model import Forecaster
-from edgetqs.read_tflite import read_content
+from edgetqs.read_tflite import read_with_origins
 from edgetqs.tflite_graph import MOST_BYTES
 
 GRAPH = "saved_model.pb"
@@ -38,14 +39,18 @@ def read_saved_model(path: str | os.PathLike[str], *, logits: bool = False) -> F
     Raises ToolMissing without TensorFlow, BadInput where TensorFlow refuses
     the folder, Unsupported where no known layers are in it.
     """
-    path = Path(path)
+    return saved_model_with_origins(Path(path), logits=logits)[0]
+
+
+def saved_model_with_origins(path: Path, *, logits: bool = False) -> tuple[Forecaster, dict[str, str]]:
+    """The same, and by layer the operators of the converted file that it was found in."""
     digest = _digest(path)
-    content = _converted(path)
+    content = _converted(path, digest)
     try:
-        forecaster = read_content(content, str(path), path.resolve().name, logits=logits)
+        forecaster, found = read_with_origins(content, str(path), path.resolve().name, logits=logits)
     except Unsupported as error:
         raise Unsupported(error.what, error.where, f"{error.todo}; or {OTHERWISE}".lstrip("; ")) from error
-    return replace(forecaster, sha256=digest)
+    return replace(forecaster, sha256=digest), found
 
 
 def _digest(path: Path) -> str:
@@ -62,7 +67,9 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _converted(path: Path) -> bytes:
+@functools.lru_cache(maxsize=1)
+def _converted(path: Path, digest: str) -> bytes:
+    """The converted file, kept for whoever asks for the same content again."""
     if importlib.util.find_spec("tensorflow") is None:
         raise ToolMissing("a SavedModel is read by TensorFlow, which is not installed", str(path), INSTALL)
     program = Path(__file__).with_name("convert_saved_model.py")
