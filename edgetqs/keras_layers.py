@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetqs.errors import LOGITS, BadInput, Unsupported
+from edgetqs.errors import BadInput, Unsupported
 from edgetqs.keras_files import SAVE_AGAIN, Tensor
+from edgetqs.keras_hints import HINTS
 from edgetqs.model import Array, Bidirectional, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -34,18 +35,6 @@ MAX_AXIS = 1 << 16
 #: Beyond it scales and offsets leave float32 when they are joined.
 MAX_NUMBER = 1e30
 
-HINTS = {
-    "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
-    "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
-    "Embedding": "Embed ahead of the model and feed it numbers.",
-    "Functional": "A model inside the model: add its layers to the outer one.",
-    "Lambda": "Its code is never run. Use Rescaling, Reshape or Activation, or compute it ahead of the model.",
-    "Masking": "Feed windows without gaps, and remove it.",
-    "Model": "A model inside the model: add its layers to the outer one.",
-    "Sequential": "A model inside the model: add its layers to the outer one.",
-    "Softmax": LOGITS,
-    "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
-}
 READABLE = (
     "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Normalization, "
     "Rescaling, BatchNormalization, Activation, Flatten, Reshape and RepeatVector."

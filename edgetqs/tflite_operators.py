@@ -42,7 +42,8 @@ def _numeric(function: Callable[..., Any]) -> Callable[..., Sequence[Value]]:
 
     def run(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
         if any(not isinstance(value, np.ndarray) for value in values):
-            raise trace.refuse(operator, "computes with the model's inputs", "export the model without it")
+            masks = "; Masking layers are made of it, feed windows without gaps" if operator.name == "NOT_EQUAL" else ""
+            raise trace.refuse(operator, "computes with the model's inputs", f"export the model without it{masks}")
         numbers = [trace.numbers(value) for value in values]
         trace.spend(np.broadcast_shapes(*(number.shape for number in numbers)))
         return [np.asarray(function(*numbers))]

@@ -85,7 +85,7 @@ class Readers:
         """What is wrong with how the reader takes ``data``: one line, "" for nothing."""
         from edgetqs.errors import EdgeTqsError
 
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             self.table[name](data)
         except EdgeTqsError as error:
@@ -96,7 +96,7 @@ class Readers:
             ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "edgetqs" in frame.filename]
             places = {f"{Path(frame.filename).name}:{frame.lineno}" for frame in (last, ours[-1] if ours else last)}
             return f"{type(error).__name__} at {', '.join(sorted(places))}: {str(error)[:100]}"
-        taken = time.perf_counter() - start
+        taken = time.process_time() - start
         return f"takes {taken:.1f} s" if taken > LONGEST_S else ""
 
 
