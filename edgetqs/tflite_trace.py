@@ -21,6 +21,8 @@ from edgetqs.tflite_symbols import Symbols, Vector, cut, joined
 #: Numbers in the constants and numeric results of one run, and vectors in one tensor.
 MOST_VALUES = 1 << 25
 MOST_VECTORS = 1 << 14
+#: Steps of a window.
+LONGEST = 1 << 13
 #: Subgraphs in subgraphs.
 DEEPEST = 16
 
@@ -143,6 +145,8 @@ class Trace:
         if shape[0] != 1 or min(shape) < 1 or shape[-1] > 1 << 12 or tensor.signature[-1] < 0:
             raise Unsupported(f"has shape {list(tensor.signature)}", where, "export it for a batch of one window")
         steps = shape[1] if len(shape) == 3 else 1
+        if steps > LONGEST:
+            raise Unsupported(f"has a window of {steps} steps", where, f"{LONGEST} is the longest; shorten it")
         self.graphs.count(steps)
         vectors = [self.symbols.leaf("input", shape[-1], data=(number, t)) for t in range(steps)]
         return Unknown(cells(vectors, shape[:-1]), shape[-1])

@@ -538,6 +538,16 @@ def test_bombs(tmp_path: Path, make: Callable[[], bytes]) -> None:
     assert time.perf_counter() - start < 5
 
 
+def test_a_window_of_days(tmp_path: Path) -> None:
+    """Each step is followed, so its length is bounded."""
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 8193, 1))
+    graph.finish([x], graph.operator("TANH", [x], [("y", (1, 8193, 1))]))
+    with pytest.raises(Unsupported, match="input 'input': has a window of 8193 steps"):
+        read_tflite(save(model.bytes(), tmp_path / "m.tflite"))
+
+
 def test_mutated(tmp_path: Path) -> None:
     """Bytes of sound files exchanged: read, or refused with an error of ours, and at once."""
     layer = random_layer("rnn", 4, FEATURES, np.random.default_rng(2))

@@ -1,20 +1,24 @@
 """Coverage-guided fuzzing of everything that edgetqs reads.
 
 ``make fuzz`` runs every reader for FUZZ_SECONDS (600); ``tools/fuzz.py READER SECONDS`` runs one. It starts from
-``tests/corpus/READER``, keeps what reaches new code in ``build/fuzz/READER`` and puts inputs that the reader fails on, one
-a place, into ``build/fuzz/READER-found``; exit code 1 says that there is one. A reader fails by an exception that is no
-``EdgeTqsError``, by taking longer than 5 s, or by more than 1 GB.
+``tests/corpus/READER``, keeps what reaches new code in ``build/fuzz/READER`` and puts inputs that it fails on, one a
+place, into ``build/fuzz/READER-found``. A reader fails by an exception that is no ``EdgeTqsError``, by taking longer
+than 5 s, or by more than 1 GB. What still fails when it is replayed makes the exit code 1.
 
-``tools/fuzz.py --corpus`` makes ``tests/corpus`` anew: whole files as seeds, and the smallest inputs of ``build/fuzz``
-that reach as much code as all of them, up to so many bytes a reader. ``tests/test_fuzz.py`` replays it.
+``tools/fuzz.py --replay READER FOLDER`` runs a reader on the files of a folder, without atheris; ``tests/test_fuzz.py``
+does it with ``tests/corpus``. ``tools/fuzz.py --grow READER`` adds to that corpus the smallest inputs of ``build/fuzz``
+that together reach all code.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
 import random
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,8 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS, WORK = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
 LONGEST_S, MOST_MB = 5.0, 1024
-#: Bytes of a reader's corpus, and of one file in it.
-CORPUS_BYTES, FILE_BYTES = 40_000, 20_000
+#: Bytes of what --grow adds, and of one input.
+GROWN_BYTES, FILE_BYTES = 20_000, 20_000
 #: Parts of an assembled .keras file: configuration, weights.
 SEAM = b"\n\0\n"
 
@@ -97,7 +101,7 @@ class Readers:
             places = {f"{Path(frame.filename).name}:{frame.lineno}" for frame in (last, ours[-1] if ours else last)}
             return f"{type(error).__name__} at {', '.join(sorted(places))}: {str(error)[:100]}"
         taken = time.process_time() - start
-        return f"takes {taken:.1f} s" if taken > LONGEST_S else ""
+        return f"takes: {taken:.1f} s" if taken > LONGEST_S else ""
 
 
 def assembled(data: bytes) -> bytes:
@@ -170,64 +174,102 @@ def changed_json(data: bytes, chance: random.Random) -> bytes:
     return json.dumps(table).encode() + seam + tail
 
 
-def fuzz(name: str, seconds: int) -> int:
-    """Never returns from the fuzzer: it ends the process."""
+def fuzz(name: str, options: list[str]) -> int:
+    """Runs libFuzzer, which ends the process."""
     import atheris
 
-    with (
-        atheris.instrument_imports(include=["edgetqs", "tomllib", "flatbuffers"]),
-        tempfile.TemporaryDirectory() as temporary,
-    ):
+    with atheris.instrument_imports(include=["edgetqs", "tomllib", "flatbuffers"]):
+        temporary = tempfile.mkdtemp(prefix="edgetqs-fuzz-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         readers = Readers(Path(temporary))
-        found, seen = WORK / f"{name}-found", set()
-        (WORK / name).mkdir(parents=True, exist_ok=True)
-        found.mkdir(exist_ok=True)
+    found, seen = WORK / f"{name}-found", set()
 
-        def one(data: bytes) -> None:
-            failure = readers.failure(name, data)
-            place = failure.partition(": ")[0]
-            if failure and place not in seen:
-                seen.add(place)
-                path = found / hashlib.sha256(data).hexdigest()[:12]
-                path.write_bytes(data)
-                print(f"FOUND {failure} ({path})", flush=True)
+    def one(data: bytes) -> None:
+        failure = readers.failure(name, data)
+        place = failure.partition(":")[0]
+        if failure and place not in seen:
+            seen.add(place)
+            path = found / hashlib.sha256(data).hexdigest()[:12]
+            path.write_bytes(data)
+            print(f"FOUND {failure} ({path})", flush=True)
 
-        def mutated(data: bytes, most: int, seed: int) -> bytes:
-            chance = random.Random(seed)
-            if name in ("keras", "plan") and chance.random() < 0.5:
-                return changed_json(data, chance)[:most]
-            return bytes(atheris.Mutate(data, most))
+    def mutated(data: bytes, most: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        if name in ("keras", "plan") and chance.random() < 0.5:
+            return changed_json(data, chance)[:most]
+        return bytes(atheris.Mutate(data, most))
 
-        arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-timeout={4 * int(LONGEST_S)}",
-                     f"-rss_limit_mb={MOST_MB}", f"-max_len={FILE_BYTES}", f"-artifact_prefix={found}/",
-                     "-print_final_stats=1", str(WORK / name), str(CORPUS / name)]  # fmt: skip
-        atheris.Setup(arguments, one, custom_mutator=mutated)
-        atheris.Fuzz()
+    limits = [f"-timeout={4 * int(LONGEST_S)}", f"-rss_limit_mb={MOST_MB}", f"-max_len={FILE_BYTES}"]
+    again = f"{sys.executable} {__file__} --inner {name}"  # how a merge starts its parts
+    arguments = [again, *limits, f"-artifact_prefix={found}/", *options]
+    atheris.Setup(arguments, one, custom_mutator=mutated)
+    atheris.Fuzz()
     return 1
 
 
+def replay(name: str, folder: Path) -> int:
+    """The reader on every file: 1 if it fails on one or takes too much memory."""
+    failures = []
+    with tempfile.TemporaryDirectory() as temporary:
+        readers = Readers(Path(temporary))
+        paths = sorted(folder.iterdir())
+        for path in paths:
+            failure = readers.failure(name, path.read_bytes())
+            if failure:
+                failures.append(f"{path}: {failure}")
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if peak_mb > MOST_MB:
+        failures.append(f"{folder}: takes {peak_mb} MB")
+    print(*failures, f"{name}: {len(paths)} files, {len(failures)} failures, {peak_mb} MB", sep="\n", flush=True)
+    return 1 if failures else 0
+
+
 def every(seconds: int) -> int:
-    """One reader after the other, each in a process of its own."""
+    """One reader after the other, each in processes of its own."""
     bad = []
     with tempfile.TemporaryDirectory() as temporary:
         names = list(Readers(Path(temporary)).table)
     for name in names:
         print(f"--- {name}", flush=True)
-        done = subprocess.run([sys.executable, __file__, name, str(seconds)], check=False)
-        if done.returncode or any((WORK / f"{name}-found").iterdir()):
+        subprocess.run([sys.executable, __file__, name, str(seconds)], check=False)
+        command = [sys.executable, __file__, "--replay", name, str(WORK / f"{name}-found")]
+        if subprocess.run(command, check=False).returncode:
             bad.append(name)
     print(f"found something in: {', '.join(bad)}" if bad else "nothing found")
     return 1 if bad else 0
 
 
+def grow(name: str) -> int:
+    """Add the smallest inputs that reach all the code that the fuzzer has reached, as far as they fit."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, __file__, "--merge", name, temporary]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        room = GROWN_BYTES
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: (path.stat().st_size, path.name)):
+            room -= path.stat().st_size
+            if room < 0:
+                break
+            (CORPUS / name / path.name[:12]).write_bytes(path.read_bytes())
+    print(f"{name}: {GROWN_BYTES - max(room, 0)} bytes")
+    return 0
+
+
 def main() -> int:
     match sys.argv[1:]:
-        case ["--corpus"]:
-            return 0
-        case [name, seconds] if name != "--all":
-            return fuzz(name, int(seconds))
         case ["--all", seconds]:
             return every(int(seconds))
+        case ["--replay", name, folder]:
+            return replay(name, Path(folder))
+        case ["--grow", name]:
+            return grow(name)
+        case ["--merge", name, out]:
+            return fuzz(name, ["-merge=1", out, str(WORK / name)])
+        case ["--inner", name, *options]:
+            return fuzz(name, options)
+        case [name, seconds]:
+            (WORK / name).mkdir(parents=True, exist_ok=True)
+            (WORK / f"{name}-found").mkdir(exist_ok=True)
+            return fuzz(name, [f"-max_total_time={seconds}", str(WORK / name), str(CORPUS / name)])
     print(__doc__)
     return 2
 
