@@ -240,6 +240,133 @@ def test_fused_bidirectional_rnn(tmp_path: Path, merge: bool) -> None:
     np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
 
 
+def fused_pair(merge: bool) -> bytes:
+    """A fused bidirectional LSTM of two directions with their own weights, and a dense head on every step."""
+    model = Model()
+    graph = model.graph()
+    rng = np.random.default_rng(8)
+    x = graph.tensor("input", (1, STEPS, FEATURES))
+    operands = [x, *[-1] * 47]
+    for start, states in ((1, 35), (18, 37)):
+        for k in range(4):
+            operands[start + k] = graph.constant(f"{start}/w{k}", rng.normal(0, 0.4, (4, FEATURES)))
+            operands[start + 4 + k] = graph.constant(f"{start}/r{k}", rng.normal(0, 0.4, (4, 4)))
+            operands[start + 11 + k] = graph.constant(f"{start}/b{k}", rng.normal(0, 0.4, 4))
+        for k in (0, 1):
+            operands[states + k] = graph.tensor(f"{start}/state{k}", (1, 4))
+            graph.table.tensors[-1].isVariable = True
+    options = schema.BidirectionalSequenceLSTMOptionsT()
+    options.fusedActivationFunction, options.mergeOutputs, options.timeMajor = 4, merge, False
+    outputs = [("both", (1, STEPS, 8))] if merge else [("forward", (1, STEPS, 4)), ("backward", (1, STEPS, 4))]
+    made = graph.operator("BIDIRECTIONAL_SEQUENCE_LSTM", operands, outputs, options)
+    if not merge:
+        options = schema.ConcatenationOptionsT()
+        options.axis = 2
+        made = graph.operator("CONCATENATION", made, [("joined", (1, STEPS, 8))], options)
+    options = schema.FullyConnectedOptionsT()
+    options.keepNumDims = True
+    weights, bias = graph.constant("head", rng.normal(0, 0.4, (2, 8))), graph.constant("bias", rng.normal(0, 0.4, 2))
+    made = graph.operator("FULLY_CONNECTED", [*made, weights, bias], [("out", (1, STEPS, 2))], options, 5)
+    graph.finish([x], made)
+    return model.bytes()
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_fused_bidirectional_lstm(tmp_path: Path, merge: bool) -> None:
+    content = fused_pair(merge)
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
+
+
+def fused_rnn(single: bool, function: int, major: bool = False) -> bytes:
+    """UNIDIRECTIONAL_SEQUENCE_RNN over a window, or RNN on one sample."""
+    model = Model()
+    graph = model.graph()
+    rng = np.random.default_rng(9)
+    x = graph.tensor("input", (1, FEATURES) if single else (1, STEPS, FEATURES))
+    value, shape = x, (1, 4) if single else (1, STEPS, 4)
+    if major:
+        order, shape = graph.constant("perm", [1, 0, 2], np.int32), (STEPS, 1, 4)
+        options = schema.TransposeOptionsT()
+        (value,) = graph.operator("TRANSPOSE", [x, order], [("turned", (STEPS, 1, FEATURES))], options)
+    operands = [
+        value,
+        *(graph.constant(n, rng.normal(0, 0.4, s)) for n, s in (("w", (4, FEATURES)), ("r", (4, 4)), ("b", 4))),
+    ]
+    operands.append(graph.tensor("h", (1, 4)))
+    graph.table.tensors[-1].isVariable = True
+    options = schema.RNNOptionsT() if single else schema.SequenceRNNOptionsT()
+    options.fusedActivationFunction = function
+    if not single:
+        options.timeMajor = major
+    (made,) = graph.operator("RNN" if single else "UNIDIRECTIONAL_SEQUENCE_RNN", operands, [("rnn", shape)], options)
+    if not single:
+        options = schema.GatherOptionsT()
+        options.axis = 0 if major else 1
+        (made,) = graph.operator(
+            "GATHER", [made, graph.constant("last", STEPS - 1, np.int32)], [("l", (1, 4))], options
+        )
+    y = graph.dense("out", made, graph.constant("head", rng.normal(0, 0.4, (2, 4))))
+    graph.finish([x], [y])
+    return model.bytes()
+
+
+@pytest.mark.parametrize("major", [False, True])
+@pytest.mark.parametrize(("function", "name"), [(4, "tanh"), (1, "relu")])
+def test_fused_rnn(tmp_path: Path, function: int, name: str, major: bool) -> None:
+    content = fused_rnn(False, function, major)
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [SimpleRnn, Dense] and forecaster.layers[0].activation == name
+    np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
+
+
+def streamed(content: bytes, x: np.ndarray) -> np.ndarray:
+    """One sample after the other; LiteRT keeps the state in the operator's variables."""
+    with quiet():
+        engine = interpreter(content)
+        engine.allocate_tensors()
+        given, made = engine.get_input_details()[0]["index"], engine.get_output_details()[0]["index"]
+        found = []
+        for value in x:
+            engine.set_tensor(given, value[None])
+            engine.invoke()
+            found.append(engine.get_tensor(made)[0])
+    return np.array(found)
+
+
+def fused_step() -> bytes:
+    """LSTM on one sample, its states in variables."""
+    model = Model()
+    graph = model.graph()
+    rng = np.random.default_rng(10)
+    x = graph.tensor("input", (1, FEATURES))
+    operands = [x, *[-1] * 19]
+    for k in range(4):
+        operands[1 + k] = graph.constant(f"w{k}", rng.normal(0, 0.4, (4, FEATURES)))
+        operands[5 + k] = graph.constant(f"r{k}", rng.normal(0, 0.4, (4, 4)))
+        operands[12 + k] = graph.constant(f"b{k}", rng.normal(0, 0.4, 4))
+    for k in (18, 19):
+        operands[k] = graph.tensor(f"state{k}", (1, 4))
+        graph.table.tensors[-1].isVariable = True
+    options = schema.LSTMOptionsT()
+    options.fusedActivationFunction = 4
+    (made,) = graph.operator("LSTM", operands, [("lstm", (1, 4))], options)
+    y = graph.dense("out", made, graph.constant("head", rng.normal(0, 0.4, (2, 4))))
+    graph.finish([x], [y])
+    return model.bytes()
+
+
+@pytest.mark.parametrize("kind", [SimpleRnn, Lstm])
+def test_fused_single_steps(tmp_path: Path, kind: type) -> None:
+    content = fused_rnn(True, 4) if kind is SimpleRnn else fused_step()
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [kind, Dense]
+    x = windows((8, FEATURES))
+    stacked = cells(forecaster)
+    ours, _ = run(stacked, zero_state(stacked, (1,)), x[None].astype(np.float64))
+    np.testing.assert_allclose(ours[0], streamed(content, x), atol=1e-5)
+
+
 # --- unrolled graphs and single steps ---------------------------------------------------------
 
 
