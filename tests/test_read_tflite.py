@@ -434,6 +434,53 @@ def test_one_step(tmp_path: Path, kinds: tuple[str, ...], mixed: bool) -> None:
     np.testing.assert_allclose(outputs[0, -1], expected[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("upper", [True, False])
+def test_hard_sigmoid_from_either_side(tmp_path: Path, upper: bool) -> None:
+    """min(1, max(0, x)) and max(0, min(1, x)) are the same."""
+    layers = stack("gru")
+    table = schema.ModelT.InitFromPackedBuf(one_step(layers), 0)
+    graph = table.subgraphs[0]
+
+    def code(name: str) -> int:
+        made = schema.OperatorCodeT()
+        made.builtinCode = made.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
+        table.operatorCodes.append(made)
+        return len(table.operatorCodes) - 1
+
+    def tensor(values: np.ndarray | None, shape: tuple[int, ...]) -> int:
+        made = schema.TensorT()
+        made.name, made.shape, made.hasRank, made.type, made.buffer = b"t", np.array(shape, np.int32), True, 0, 0
+        if values is not None:
+            table.buffers.append(schema.BufferT())
+            table.buffers[-1].data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
+            made.buffer = len(table.buffers) - 1
+        graph.tensors.append(made)
+        return len(graph.tensors) - 1
+
+    codes = {name: code(name) for name in ("MINIMUM", "RELU", "MUL", "ADD")}
+    one, slope, half = (tensor(np.array([value]), (1,)) for value in (1.0, 0.2, 0.5))
+    operators = []
+    for found in graph.operators:
+        if table.operatorCodes[found.opcodeIndex].builtinCode != schema.BuiltinOperator.LOGISTIC:
+            operators.append(found)
+            continue
+        shape = tuple(graph.tensors[found.inputs[0]].shape)
+        chain = [("MUL", [found.inputs[0], slope]), ("ADD", [half]), *(
+            [("MINIMUM", [one]), ("RELU", [])] if upper else [("RELU", []), ("MINIMUM", [one])])]  # fmt: skip
+        value = -1
+        for k, (name, operands) in enumerate(chain):
+            made = schema.OperatorT()
+            made.opcodeIndex = codes[name]
+            made.inputs = np.array(operands if k == 0 else [value, *operands], np.int32)
+            value = found.outputs[0] if k == len(chain) - 1 else tensor(None, shape)
+            made.outputs = np.array([value], np.int32)
+            operators.append(made)
+    graph.operators = operators
+    forecaster = read_tflite(save(pack(table), tmp_path / "m.tflite"))
+    assert forecaster.layers[0].recurrent_activation == "hard_sigmoid_keras2"
+    np.testing.assert_allclose(forecaster.layers[0].kernel, layers[0].kernel, atol=1e-6)
+
+
 def test_one_step_without_its_state(tmp_path: Path) -> None:
     table = schema.ModelT.InitFromPackedBuf(one_step(stack("lstm")), 0)
     table.subgraphs[0].outputs = table.subgraphs[0].outputs[-1:]
@@ -959,6 +1006,32 @@ def test_converted_with_fewer_bits(tf: Any, tmp_path: Path, name: str, how: str)
         scale = table.subgraphs[0].tensors[table.subgraphs[0].inputs[0]].quantization.scale[0]
         zero = table.subgraphs[0].tensors[table.subgraphs[0].inputs[0]].quantization.zeroPoint[0]
         assert forecaster.input_range == pytest.approx(max(127 - zero, 128 + zero) * scale)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs")
+@pytest.mark.parametrize(("kind", "name"), [(Lstm, "LSTM"), (Gru, "GRU"), (SimpleRnn, "SimpleRNN")])
+def test_converted_int8_loop(tf: Any, tmp_path: Path, kind: type, name: str) -> None:
+    """One arrangement in which the calibrator survives a loop; the rounded weights are within half a step."""
+    K = tf.keras.layers
+    model = tf.keras.Sequential([K.Input((STEPS, FEATURES)), getattr(K, name)(8), K.Dense(2)])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "seed" not in weight.name:
+            weight.assign(rng.normal(0, 0.4, weight.shape))
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([windows((1, STEPS, FEATURES), seed)] for seed in range(20))
+    converter._experimental_default_to_single_batch_in_tensor_list_ops = True
+    content = converter.convert()
+    table = schema.ModelT.InitFromPackedBuf(content, 0)
+    assert any(tensor.type == schema.TensorType.INT8 for graph in table.subgraphs[1:] for tensor in graph.tensors)
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [kind, Dense]
+    kernel = model.layers[0].cell.kernel.numpy().T
+    half = np.abs(kernel).max() / 127 / 2
+    assert 0 < np.abs(forecaster.layers[0].kernel.reshape(-1, FEATURES) - kernel).max() < 1.01 * half
+    np.testing.assert_allclose(window(forecaster, windows()), model(windows(), training=False), atol=0.03)
 
 
 def dequantized(table: Any, tensor: Any) -> np.ndarray | None:
