@@ -203,62 +203,28 @@ def test_fused_lstm_with_more(tmp_path: Path, extra: dict[int, np.ndarray], mess
         read_tflite(path)
 
 
-def bidirectional(merge: bool) -> bytes:
-    """A fused bidirectional SimpleRNN with a dense head on the last step."""
+def bidirectional(merge: bool, lstm: bool = False) -> bytes:
+    """A fused bidirectional SimpleRNN, or LSTM, with a dense head on every step."""
     model = Model()
     graph = model.graph()
     rng = np.random.default_rng(7)
     x = graph.tensor("input", (1, STEPS, FEATURES))
-    operands = [x]
-    for side in ("forward", "backward"):
-        operands.append(graph.constant(f"{side}/w", rng.normal(0, 0.4, (4, FEATURES))))
-        operands.append(graph.constant(f"{side}/r", rng.normal(0, 0.4, (4, 4))))
-        operands.append(graph.constant(f"{side}/b", rng.normal(0, 0.4, 4)))
-        operands.append(graph.tensor(f"{side}/h", (1, 4)))
-        graph.table.tensors[-1].isVariable = True
-    options = schema.BidirectionalSequenceRNNOptionsT()
-    options.fusedActivationFunction, options.mergeOutputs = 4, merge
-    outputs = [("both", (1, STEPS, 8))] if merge else [("forward", (1, STEPS, 4)), ("backward", (1, STEPS, 4))]
-    made = graph.operator("BIDIRECTIONAL_SEQUENCE_RNN", [*operands, -1, -1, -1], outputs, options)
-    if not merge:
-        options = schema.ConcatenationOptionsT()
-        options.axis = 2
-        made = graph.operator("CONCATENATION", made, [("joined", (1, STEPS, 8))], options)
-    options = schema.FullyConnectedOptionsT()
-    options.keepNumDims = True
-    weights, bias = graph.constant("head", rng.normal(0, 0.4, (2, 8))), graph.constant("bias", rng.normal(0, 0.4, 2))
-    made = graph.operator("FULLY_CONNECTED", [*made, weights, bias], [("out", (1, STEPS, 2))], options, 5)
-    graph.finish([x], made)
-    return model.bytes()
-
-
-@pytest.mark.parametrize("merge", [True, False])
-def test_fused_bidirectional_rnn(tmp_path: Path, merge: bool) -> None:
-    content = bidirectional(merge)
-    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
-    assert kinds_of(forecaster) == [Bidirectional, Dense]
-    np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
-
-
-def fused_pair(merge: bool) -> bytes:
-    """A fused bidirectional LSTM of two directions with their own weights, and a dense head on every step."""
-    model = Model()
-    graph = model.graph()
-    rng = np.random.default_rng(8)
-    x = graph.tensor("input", (1, STEPS, FEATURES))
-    operands = [x, *[-1] * 47]
-    for start, states in ((1, 35), (18, 37)):
-        for k in range(4):
-            operands[start + k] = graph.constant(f"{start}/w{k}", rng.normal(0, 0.4, (4, FEATURES)))
-            operands[start + 4 + k] = graph.constant(f"{start}/r{k}", rng.normal(0, 0.4, (4, 4)))
-            operands[start + 11 + k] = graph.constant(f"{start}/b{k}", rng.normal(0, 0.4, 4))
-        for k in (0, 1):
-            operands[states + k] = graph.tensor(f"{start}/state{k}", (1, 4))
+    operands = [x, *[-1] * (47 if lstm else 11)]
+    gates, starts, states = (4, (1, 18), (35, 37)) if lstm else (1, (1, 5), (4, 8))
+    for start, state in zip(starts, states, strict=True):
+        bias = start + (11 if lstm else 2)
+        for k in range(gates):
+            operands[start + k] = graph.constant("w", rng.normal(0, 0.4, (4, FEATURES)))
+            operands[start + gates + k] = graph.constant("r", rng.normal(0, 0.4, (4, 4)))
+            operands[bias + k] = graph.constant("b", rng.normal(0, 0.4, 4))
+        for k in range(1 + lstm):
+            operands[state + k] = graph.tensor("state", (1, 4))
             graph.table.tensors[-1].isVariable = True
-    options = schema.BidirectionalSequenceLSTMOptionsT()
+    kind = "LSTM" if lstm else "RNN"
+    options = getattr(schema, f"BidirectionalSequence{kind}OptionsT")()
     options.fusedActivationFunction, options.mergeOutputs, options.timeMajor = 4, merge, False
     outputs = [("both", (1, STEPS, 8))] if merge else [("forward", (1, STEPS, 4)), ("backward", (1, STEPS, 4))]
-    made = graph.operator("BIDIRECTIONAL_SEQUENCE_LSTM", operands, outputs, options)
+    made = graph.operator(f"BIDIRECTIONAL_SEQUENCE_{kind}", operands, outputs, options)
     if not merge:
         options = schema.ConcatenationOptionsT()
         options.axis = 2
@@ -272,9 +238,11 @@ def fused_pair(merge: bool) -> bytes:
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_fused_bidirectional_lstm(tmp_path: Path, merge: bool) -> None:
-    content = fused_pair(merge)
+@pytest.mark.parametrize("lstm", [True, False])
+def test_fused_bidirectional(tmp_path: Path, lstm: bool, merge: bool) -> None:
+    content = bidirectional(merge, lstm)
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [Bidirectional, Dense]
     np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
 
 
