@@ -12,6 +12,8 @@ from pathlib import Path
 import fuzz
 import pytest
 
+from edgetqs.errors import BadInput
+
 NAMES = sorted(folder.name for folder in fuzz.CORPUS.iterdir())
 
 
@@ -55,7 +57,13 @@ def endless(data: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize(("reader", "failure"), [(failing, "TypeError at "), (endless, "takes: 0.")])
+def babbling(data: bytes) -> None:
+    raise BadInput("x" * (fuzz.LONGEST_MESSAGE + 1))
+
+
+@pytest.mark.parametrize(
+    ("reader", "failure"), [(failing, "TypeError at "), (endless, "takes: 0."), (babbling, "an error of 20 thousand")]
+)
 def test_failures_are_seen(
     readers: fuzz.Readers, monkeypatch: pytest.MonkeyPatch, reader: Callable[[bytes], None], failure: str
 ) -> None:
@@ -81,3 +89,7 @@ def test_changed_json_keeps_what_is_behind_it() -> None:
     assert len(changed) > 10
     assert all(one.partition(fuzz.SEAM)[2] == data.partition(fuzz.SEAM)[2] for one in changed)
     assert fuzz.changed_json(b"no JSON", random.Random(0)) == b"no JSON"
+
+
+def test_messages_are_fit_for_a_terminal() -> None:
+    assert str(BadInput("a\x1b[2Jb", "c\0", "d\ne")) == "c?: a?[2Jb\n  d\ne"

@@ -32,7 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS, WORK = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
-LONGEST_S, MOST_MB = 5.0, 1024
+LONGEST_S, MOST_MB, LONGEST_MESSAGE = 5.0, 1024, 20_000
 #: Bytes of what --grow adds, and of one input.
 GROWN_BYTES, FILE_BYTES = 20_000, 20_000
 #: Parts of an assembled .keras file: configuration, weights.
@@ -93,15 +93,22 @@ class Readers:
         try:
             self.table[name](data)
         except EdgeTqsError as error:
-            if not error.what or len(str(error)) > 20_000:
-                return f"an error of {len(str(error))} characters: {error.what[:80]}"
+            said = str(error)
+            if not error.what or len(said) > LONGEST_MESSAGE:
+                return f"an error of {len(said) // 1000} thousand characters: {error.what[:80]}"
+            if not said.replace("\n", "").isprintable():
+                return f"an error that is not printable, from {_places(error)}: {said[:200]!r}"
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "edgetqs" in frame.filename]
-            places = {f"{Path(frame.filename).name}:{frame.lineno}" for frame in (last, ours[-1] if ours else last)}
-            return f"{type(error).__name__} at {', '.join(sorted(places))}: {str(error)[:100]}"
+            return f"{type(error).__name__} at {_places(error)}: {str(error)[:100]}"
         taken = time.process_time() - start
         return f"takes: {taken:.1f} s" if taken > LONGEST_S else ""
+
+
+def _places(error: Exception) -> str:
+    """Where it was raised, and the last line of ours before."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "edgetqs" in frame.filename]
+    return ", ".join(dict.fromkeys(f"{Path(one.filename).name} {one.lineno}" for one in (frames[-1], *ours[-1:])))
 
 
 def assembled(data: bytes) -> bytes:
@@ -186,7 +193,7 @@ def fuzz(name: str, options: list[str]) -> int:
 
     def one(data: bytes) -> None:
         failure = readers.failure(name, data)
-        place = failure.partition(":")[0]
+        place = failure.partition(": ")[0]
         if failure and place not in seen:
             seen.add(place)
             path = found / hashlib.sha256(data).hexdigest()[:12]
