@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,10 @@ from edgetqs.read import read_model
 
 CONFIG_NAME = "edgetqs.toml"
 ROLES = ("feedback", "known", "held")
+#: What numpy and zipfile raise for files that hold no series; a RuntimeError says that they are encrypted.
+NO_SERIES = (
+    KeyError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 #: Makes a forecaster of a model's file.
 Reader: TypeAlias = Callable[[Path], Forecaster]
 
@@ -90,7 +95,7 @@ def _names(config: Path, model: Path) -> bool:
     try:
         named = tomllib.loads(config.read_text(encoding="utf-8")).get("model", {}).get("file", "")
         return (config.parent / str(named)).resolve() == model.resolve()
-    except (tomllib.TOMLDecodeError, OSError, AttributeError):
+    except (ValueError, RecursionError, OSError, AttributeError):
         return False
 
 
@@ -107,7 +112,7 @@ class _Table:
         if key not in self.values:
             return default
         value = self.values.pop(key)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1023:
             value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             self.mistakes.append(f"{self.where}.{key}: must be a {kind.__name__}, not {value!r}")
@@ -143,7 +148,7 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", str(config), "`edgetqs init MODEL` writes one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not valid TOML: {error}", str(config)) from error
     mistakes: list[str] = []
     top = _Table(table, "", mistakes)
@@ -271,14 +276,14 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 if "x" in arrays and arrays["x"].ndim == 2 and arrays["x"].shape[1] == len(names):
-                    values = arrays["x"].astype(np.float64)
+                    values = _real("x", arrays["x"])
                 else:
-                    values = np.stack([arrays[name].astype(np.float64) for name in names], axis=1)
+                    values = np.stack([_real(name, arrays[name]) for name in names], axis=1)
         else:
             values = _read_csv(path, names)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror or error}", str(path), "check [data] file") from error
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except NO_SERIES as error:
         raise BadInput(str(error).strip("'\""), str(path), f"needed are the inputs {', '.join(names)}") from error
     if values.ndim != 2 or not len(values):
         fact = "there must be one value a sample" if values.ndim != 2 else "there are no samples"
@@ -289,6 +294,12 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     return values
 
 
+def _real(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {values.dtype}, not real numbers")
+    return values.astype(np.float64)
+
+
 def _read_csv(path: Path, names: list[str]) -> np.ndarray:
     with path.open(encoding="utf-8-sig") as lines:
         header = [cell.strip() for cell in lines.readline().split(",")]
@@ -296,7 +307,7 @@ def _read_csv(path: Path, names: list[str]) -> np.ndarray:
         if missing:
             raise KeyError(f"no column {', '.join(missing)}")
         columns = [header.index(name) for name in names]
-        rows = [line for line in lines if line.strip()]
+        rows = [line for line in lines if line.partition("#")[0].strip()]
         if not rows:
             return np.empty((0, len(names)))
         return np.loadtxt(rows, delimiter=",", usecols=columns, ndmin=2, dtype=np.float64)

@@ -16,7 +16,11 @@ def read_model(path: str | Path, *, logits: bool = False) -> Forecaster:
     ``logits`` leaves out a softmax at the end. Raises ``BadInput`` for anything else.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be looked for", str(path), "give a shorter path") from error
+    if not there:
         raise BadInput("no such file", str(path), "give the path of a trained model")
     if path.is_dir():
         from edgetqs.saved_model import GRAPH, is_saved_model, read_saved_model
