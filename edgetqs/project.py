@@ -9,6 +9,7 @@ by looking at the model.
 from __future__ import annotations
 
 import json
+import tokenize
 import tomllib
 import zipfile
 import zlib
@@ -28,7 +29,8 @@ CONFIG_NAME = "edgetqs.toml"
 ROLES = ("feedback", "known", "held")
 #: What numpy and zipfile raise for files that hold no series; a RuntimeError says that they are encrypted.
 NO_SERIES = (
-    KeyError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    KeyError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 #: Makes a forecaster of a model's file.
 Reader: TypeAlias = Callable[[Path], Forecaster]
@@ -275,8 +277,9 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                if "x" in arrays and arrays["x"].ndim == 2 and arrays["x"].shape[1] == len(names):
-                    values = _real("x", arrays["x"])
+                whole = arrays["x"] if "x" in arrays else None
+                if isinstance(whole, np.ndarray) and whole.ndim == 2 and whole.shape[1] == len(names):
+                    values = _real("x", whole)
                 else:
                     values = np.stack([_real(name, arrays[name]) for name in names], axis=1)
         else:
@@ -284,7 +287,8 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror or error}", str(path), "check [data] file") from error
     except NO_SERIES as error:
-        raise BadInput(str(error).strip("'\""), str(path), f"needed are the inputs {', '.join(names)}") from error
+        what = str(error).strip("'\"") or type(error).__name__
+        raise BadInput(what, str(path), f"needed are the inputs {', '.join(names)}") from error
     if values.ndim != 2 or not len(values):
         fact = "there must be one value a sample" if values.ndim != 2 else "there are no samples"
         raise BadInput(fact, str(path), "give one column an input and one row a sample")
@@ -294,9 +298,9 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     return values
 
 
-def _real(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {values.dtype}, not real numbers")
+def _real(name: str, values: object) -> np.ndarray:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {getattr(values, 'dtype', 'bytes')}, not real numbers")
     return values.astype(np.float64)
 
 
