@@ -277,7 +277,7 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                whole = arrays["x"] if "x" in arrays else None
+                whole = arrays.get("x")
                 if isinstance(whole, np.ndarray) and whole.ndim == 2 and whole.shape[1] == len(names):
                     values = _real("x", whole)
                 else:
