@@ -2,6 +2,7 @@
 # make test    all tests, with what they need
 # make lint    format, lint and types
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: forty minutes of CPU time
+# make fuzz   every reader under a coverage-guided fuzzer, FUZZ_SECONDS=600 each
 # make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
 # make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
 # make bench-host   time of an LSTM step on this computer, the C against LiteRT: half a minute
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+FUZZ_SECONDS ?= 600
 
 # What apt installs where it is missing. Each line: a program, and the Debian package that brings it.
 TOOLS := arm-none-eabi-gcc:gcc-arm-none-eabi qemu-system-arm:qemu-system-arm qemu-aarch64:qemu-user gcc:gcc
@@ -16,7 +18,7 @@ TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnu
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
-.PHONY: demo test lint bench-plan bench-host bench-kernels bench-cycles tools test-tools clean
+.PHONY: demo test lint fuzz bench-plan bench-host bench-kernels bench-cycles tools test-tools clean
 
 demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
@@ -31,6 +33,9 @@ lint: $(VENV)/test
 	$(BIN)/ruff format edgetqs tests tools bench
 	$(BIN)/ruff check --fix edgetqs tests tools bench
 	$(BIN)/mypy
+
+fuzz: $(VENV)/fuzz
+	$(BIN)/python tools/fuzz.py --all $(FUZZ_SECONDS)
 
 bench-plan: $(VENV)/bench
 	$(BIN)/python bench/plan.py $(BENCH_ARGS)
@@ -49,7 +54,11 @@ $(VENV)/demo: pyproject.toml
 	touch $@
 
 $(VENV)/test: pyproject.toml
-	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe]"
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe,keras2]"
+	touch $@ $(VENV)/demo
+
+$(VENV)/fuzz: pyproject.toml
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,fuzz]"
 	touch $@ $(VENV)/demo
 
 $(VENV)/bench: pyproject.toml

@@ -98,15 +98,16 @@ def init(output: Output, model: Path, out: Path | None, force: bool) -> None:
 @CONFIG
 @click.pass_obj
 def inspect(output: Output, model: Path | None, config: Path | None) -> None:
-    """Show what was recognised in MODEL."""
+    """Show what was recognised in MODEL, and where in it."""
     from edgetqs import show
+    from edgetqs.origins import origins
 
     project = _project(output, model, config)
     forecaster = project.forecaster
     if output.as_json:
-        output.json(show.model_table(forecaster, project.horizon))
+        output.json(show.model_table(forecaster, project.horizon, origins(project)))
     else:
-        show.model(output.console, forecaster, project.horizon)
+        show.model(output.console, forecaster, project.horizon, origins(project))
 
 
 @cli.command()

@@ -21,8 +21,10 @@ class EdgeTqsError(Exception):
         self.what, self.where, self.todo = what, where, todo
 
     def __str__(self) -> str:
+        """For a terminal: what a file's names hold besides letters becomes "?"."""
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}\n  {self.todo}" if self.todo else text
+        text = f"{text}\n  {self.todo}" if self.todo else text
+        return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 class CheckFailed(EdgeTqsError):

@@ -81,7 +81,7 @@ class Hdf5:
 
     def expect(self, signature: bytes, offset: int) -> None:
         if self.read(offset, len(signature)) != signature:
-            raise self.damaged(f"{signature.decode()} is missing at offset {offset}")
+            raise self.damaged(f"{signature[:4].decode()} is missing at offset {offset}")
 
     def messages(self, header: int) -> Iterator[tuple[int, int, bytes]]:
         """(type, flags, content) of an object header's messages (IV.A.1.a)."""

@@ -10,6 +10,11 @@ from edgetqs.keras_files import SAVE_AGAIN
 from edgetqs.keras_layers import MAX_AXIS, RECURRENT_KINDS, Node, Shape, node, short
 
 ONE_PATH = "edgetqs deploys models with one path from one input to one output."
+STACK = "Stack the layers, without skip connection or attention."
+BESIDE = {
+    "input_layers": "Put the inputs side by side into one.",
+    "output_layers": "Put the outputs side by side into one Dense layer, or save a model of each.",
+}
 
 
 def chain(model: dict[str, Any], file: str, keras_major: int) -> tuple[list[Node], Shape]:
@@ -64,7 +69,7 @@ def _path(config: dict[str, Any], file: str) -> list[object]:
     for end in ("input_layers", "output_layers"):
         ends = _ends(config.get(end), f"{file}: {end}")
         if len(ends) != 1:
-            raise Unsupported(f"{len(ends)} {end}: {', '.join(map(short, ends))}", file, ONE_PATH)
+            raise Unsupported(f"{len(ends)} {end}: {', '.join(map(short, ends))}", file, f"{ONE_PATH} {BESIDE[end]}")
     path: list[object] = []
     seen: set[str] = set()
     name = ends[0]
@@ -78,7 +83,7 @@ def _path(config: dict[str, Any], file: str) -> list[object]:
         if not sources:
             break
         if len(sources) > 1:
-            raise Unsupported(f"it joins {', '.join(map(short, sources))}", where, ONE_PATH)
+            raise Unsupported(f"it joins {', '.join(map(short, sources))}", where, f"{ONE_PATH} {STACK}")
         name = sources[0]
     for name in items:
         if name not in seen:

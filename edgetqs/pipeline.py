@@ -205,7 +205,7 @@ def run_firmware(folder: Path, timeout_s: int) -> emulate.Run:
     """Run a finished build's application in its emulator."""
     try:
         name = json.loads((folder / "build.json").read_text(encoding="utf-8"))["target"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise BadInput("not a build", str(folder), "make one with `edgetqs build`") from error
     own = folder / f"{name}.toml"
     target = load_target(own if own.is_file() else name)

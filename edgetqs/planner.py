@@ -119,7 +119,7 @@ def read_plan(path: Path, forecaster: Forecaster, scores: Score, kernels: str) -
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         given = {str(entry["unit"]): entry["width"] for entry in table["units"]}
         granularity = table["granularity"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise BadInput(f"not a plan: {error!r}", str(path), "write one with `edgetqs plan --out plan.json`") from error
     if table.get("schema") != SCHEMA:
         raise BadInput(f"plan schema {table.get('schema')!r}, this version reads {SCHEMA}", str(path))
@@ -148,7 +148,7 @@ def granularity_of(path: Path) -> str:
     """The granularity a plan file was made at, "gate" if it does not tell."""
     try:
         return str(json.loads(Path(path).read_text(encoding="utf-8")).get("granularity", "gate"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         return "gate"
 
 

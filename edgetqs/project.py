@@ -9,8 +9,10 @@ by looking at the model.
 from __future__ import annotations
 
 import json
+import tokenize
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,11 @@ from edgetqs.read import read_model
 
 CONFIG_NAME = "edgetqs.toml"
 ROLES = ("feedback", "known", "held")
+#: What numpy and zipfile raise for files that hold no series; a RuntimeError says that they are encrypted.
+NO_SERIES = (
+    KeyError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 #: Makes a forecaster of a model's file.
 Reader: TypeAlias = Callable[[Path], Forecaster]
 
@@ -42,6 +49,8 @@ class Project:
     rounding: str = "trajectory"
     source: str = ""
     notes: tuple[str, ...] = ()
+    model: Path | None = None  # the model's file
+    logits: bool = False
 
 
 def load(path: str | Path) -> Forecaster:
@@ -69,7 +78,7 @@ def load_project(model: Path | None, config: Path | None, reader: Reader | None 
     if beside.is_file() and _names(beside, model):
         return _configured(beside, model, reader)
     forecaster, guesses = guess((reader or read_model)(model))
-    return Project(forecaster, 24, source=str(model), notes=guesses)
+    return Project(forecaster, 24, source=str(model), notes=guesses, model=model)
 
 
 def guess(forecaster: Forecaster) -> tuple[Forecaster, tuple[str, ...]]:
@@ -88,7 +97,7 @@ def _names(config: Path, model: Path) -> bool:
     try:
         named = tomllib.loads(config.read_text(encoding="utf-8")).get("model", {}).get("file", "")
         return (config.parent / str(named)).resolve() == model.resolve()
-    except (tomllib.TOMLDecodeError, OSError, AttributeError):
+    except (ValueError, RecursionError, OSError, AttributeError):
         return False
 
 
@@ -105,7 +114,7 @@ class _Table:
         if key not in self.values:
             return default
         value = self.values.pop(key)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1023:
             value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             self.mistakes.append(f"{self.where}.{key}: must be a {kind.__name__}, not {value!r}")
@@ -141,7 +150,7 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", str(config), "`edgetqs init MODEL` writes one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not valid TOML: {error}", str(config)) from error
     mistakes: list[str] = []
     top = _Table(table, "", mistakes)
@@ -179,6 +188,8 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
         build.take("rounding", str, "trajectory", _one_of("nearest", "trajectory", "learned")),
         source=f"{path} with {config}",
         notes=notes,
+        model=path,
+        logits=logits,
     )
     for part in (about, rollout, data, build):
         part.end()
@@ -266,16 +277,18 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                if "x" in arrays and arrays["x"].ndim == 2 and arrays["x"].shape[1] == len(names):
-                    values = arrays["x"].astype(np.float64)
+                whole = arrays.get("x")
+                if isinstance(whole, np.ndarray) and whole.ndim == 2 and whole.shape[1] == len(names):
+                    values = _real("x", whole)
                 else:
-                    values = np.stack([arrays[name].astype(np.float64) for name in names], axis=1)
+                    values = np.stack([_real(name, arrays[name]) for name in names], axis=1)
         else:
             values = _read_csv(path, names)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror or error}", str(path), "check [data] file") from error
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(str(error).strip("'\""), str(path), f"needed are the inputs {', '.join(names)}") from error
+    except NO_SERIES as error:
+        what = str(error).strip("'\"") or type(error).__name__
+        raise BadInput(what, str(path), f"needed are the inputs {', '.join(names)}") from error
     if values.ndim != 2 or not len(values):
         fact = "there must be one value a sample" if values.ndim != 2 else "there are no samples"
         raise BadInput(fact, str(path), "give one column an input and one row a sample")
@@ -285,6 +298,12 @@ def read_data(path: Path, forecaster: Forecaster) -> np.ndarray:
     return values
 
 
+def _real(name: str, values: object) -> np.ndarray:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {getattr(values, 'dtype', 'bytes')}, not real numbers")
+    return values.astype(np.float64)
+
+
 def _read_csv(path: Path, names: list[str]) -> np.ndarray:
     with path.open(encoding="utf-8-sig") as lines:
         header = [cell.strip() for cell in lines.readline().split(",")]
@@ -292,7 +311,7 @@ def _read_csv(path: Path, names: list[str]) -> np.ndarray:
         if missing:
             raise KeyError(f"no column {', '.join(missing)}")
         columns = [header.index(name) for name in names]
-        rows = [line for line in lines if line.strip()]
+        rows = [line for line in lines if line.partition("#")[0].strip()]
         if not rows:
             return np.empty((0, len(names)))
         return np.loadtxt(rows, delimiter=",", usecols=columns, ndmin=2, dtype=np.float64)

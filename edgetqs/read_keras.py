@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetqs import keras_graph, keras_layers
+from edgetqs import keras_affine, keras_graph, keras_layers
 from edgetqs.errors import BadInput, Unsupported
+from edgetqs.keras_affine import Affine, WithKernel
 from edgetqs.keras_files import KerasFile, Tensor, parse, read_bytes
-from edgetqs.keras_layers import MAX_AXIS, Affine, Node, Shape, WithKernel
+from edgetqs.keras_layers import MAX_AXIS, Node, Shape
 from edgetqs.model import RECURRENT, Activation, Channel, Dense, Forecaster, frozen
+from edgetqs.names import layer_name, module_name
 from edgetqs.stepwise import (
     Bidirectional,
     Convolution,
@@ -85,7 +87,7 @@ def read_keras(path: str | os.PathLike[str], *, logits: bool = False) -> Forecas
     assembly = _Assembly(shape, str(path))
     for node, tensors in zip(_without_softmax(nodes) if logits else nodes, _weights(file, nodes), strict=True):
         assembly.add(node, tensors)
-    return assembly.forecaster(_identifier(path.stem, "model"), hashlib.sha256(data).hexdigest())
+    return assembly.forecaster(module_name(path.stem), hashlib.sha256(data).hexdigest())
 
 
 def _without_softmax(nodes: Sequence[Node]) -> list[Node]:
@@ -233,11 +235,11 @@ class _Assembly:
     def _normalisation(self, node: Node, tensors: Sequence[Tensor]) -> None:
         features = self._features(node)
         if node.kind == "Rescaling":
-            affine = keras_layers.rescaling(node, features)
+            affine = keras_affine.rescaling(node, features)
         elif node.kind == "Normalization":
-            affine = keras_layers.normalization(node, tensors, self.shape, features)
+            affine = keras_affine.normalization(node, tensors, self.shape, features)
         else:
-            affine = keras_layers.batch_normalization(node, tensors, self.shape, features)
+            affine = keras_affine.batch_normalization(node, tensors, self.shape, features)
         self.affine = affine.after(self.affine)
 
     def _activation(self, node: Node) -> None:
@@ -317,7 +319,7 @@ class _Assembly:
         return layer if affine is None else affine.ahead_of(layer)
 
     def _append(self, layer: Trained, shape: Shape) -> None:
-        name = _identifier(layer.name, "layer")
+        name = layer_name(layer.name)
         while any(name == other.name for other in self.layers):
             name += "_"
         if isinstance(layer, Bidirectional):
@@ -384,9 +386,3 @@ def _reshaped(affine: Affine | None, shape: Shape, target: tuple[int, ...], node
             f"{affine.layer.name!r} ahead of it scales the same feature in several ways", node.where, todo
         )
     return Affine(affine.layer, rows[0][0], rows[1][0])
-
-
-def _identifier(text: str, fallback: str) -> str:
-    """``text`` as a C identifier of at most 60 letters, digits and underscores."""
-    name = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")[:60]
-    return name if name[:1].isalpha() else f"{fallback}_{name}".rstrip("_")

@@ -20,7 +20,8 @@ import numpy as np
 
 from edgetqs.errors import LOGITS, BadInput, Unsupported
 from edgetqs.model import RECURRENT, Channel, Dense, Forecaster
-from edgetqs.read_keras import DEFAULT_WINDOW, _identifier
+from edgetqs.names import module_name
+from edgetqs.read_keras import DEFAULT_WINDOW
 from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
 from edgetqs.rollout import step as run_step
@@ -29,6 +30,7 @@ from edgetqs.stepwise import Bidirectional, Reshape, Trained, output_channels, s
 from edgetqs.tflite_graph import DAMAGED, MOST_BYTES, Floats, Graphs, read_bytes
 from edgetqs.tflite_layers import Chain, Reader, source
 from edgetqs.tflite_operators import OPERATORS
+from edgetqs.tflite_origins import Watched, found_in
 from edgetqs.tflite_symbols import Affine, Stretch, Vector, joined, only, size, value_of
 from edgetqs.tflite_trace import Trace, Unknown
 
@@ -47,13 +49,24 @@ def read_tflite(path: str | os.PathLike[str], *, logits: bool = False) -> Foreca
     damaged or hostile, Unsupported for one without a known recurrent pattern.
     """
     path = Path(path)
-    content, where = read_bytes(path), str(path)
+    return read_content(read_bytes(path), str(path), path.stem, logits=logits)
+
+
+def read_content(content: bytes, where: str, name: str, *, logits: bool = False) -> Forecaster:
+    """The same for the bytes of a file; ``where`` and ``name`` are told of them."""
+    return read_with_origins(content, where, name, logits=logits)[0]
+
+
+def read_with_origins(
+    content: bytes, where: str, name: str, *, logits: bool = False
+) -> tuple[Forecaster, dict[str, str]]:
+    """The forecaster, and the operators that each layer was found in by the layer's name."""
     if not 8 < len(content) <= MOST_BYTES or content[4:8] != b"TFL3":
         raise BadInput("not a .tflite file", where, AGAIN)
     try:
         graphs = Graphs(content, where)
         with np.errstate(all="ignore"):
-            forecaster = _read(graphs, logits)
+            forecaster, origins = _read(graphs, logits)
     except DAMAGED as error:
         raise BadInput(f"a damaged .tflite file: {error}", where, AGAIN) from error
     except (RecursionError, MemoryError) as error:
@@ -62,7 +75,7 @@ def read_tflite(path: str | os.PathLike[str], *, logits: bool = False) -> Foreca
         if error.todo:
             raise
         raise Unsupported(error.what, error.where, f"operators: {_operators(graphs)}; {BLACK_BOX}") from error
-    return replace(forecaster, name=_identifier(path.stem, "model"), sha256=hashlib.sha256(content).hexdigest())
+    return replace(forecaster, name=module_name(name), sha256=hashlib.sha256(content).hexdigest()), origins
 
 
 def _operators(graphs: Graphs) -> str:
@@ -71,7 +84,7 @@ def _operators(graphs: Graphs) -> str:
     return ", ".join([*shown, "..."] if len(counts) > len(shown) else shown)
 
 
-def _read(graphs: Graphs, logits: bool) -> Forecaster:
+def _read(graphs: Graphs, logits: bool) -> tuple[Forecaster, dict[str, str]]:
     graph = graphs.subgraph(0)
     names = {graphs.root.SignatureDefs(k).SignatureKey() for k in graphs.count(graphs.root.SignatureDefsLength())}
     if names & {b"step", b"sequence"} and all(graph.tensors[k].kind == "int16" for k in graph.inputs):
@@ -92,7 +105,10 @@ def _read(graphs: Graphs, logits: bool) -> Forecaster:
     sequences = [len(value.shape) == 3 for value in outputs if isinstance(value, Unknown)]
     found = _Found(trace, vectors, sequences)
     forecaster = found.forecaster()
-    return _with_softmax(forecaster, graphs.where) if squashed and not logits else forecaster
+    if squashed and not logits:
+        forecaster = _with_softmax(forecaster, graphs.where)
+    last = {value.made for value in outputs if isinstance(value, Unknown)}
+    return forecaster, found_in(trace, found.names, found.watched, last)
 
 
 def _with_softmax(forecaster: Forecaster, where: str) -> Forecaster:
@@ -116,6 +132,8 @@ class _Found:
     def __init__(self, trace: Trace, outputs: list[list[Vector]], sequences: list[bool]) -> None:
         self.trace, self.outputs, self.sequences = trace, outputs, sequences
         self.where = trace.graphs.where
+        self.names: list[str] = []
+        self.watched = Watched(self.where)
         graph = trace.graphs.subgraph(0)
         self.ports = [graph.tensors[k] for k in graph.inputs]
         if not outputs or not self.ports:
@@ -243,7 +261,8 @@ class _Found:
         steps = [float(t.scale[0]) for t in graph.tensors if t.kind in _LIMITS and len(t.scale) == 1]
         single = Counter(leaf.data[0] for leaf in self.trace.symbols.leaves if leaf.kind == "input")
         ports = frozenset(port for port, count in single.items() if count == 1) if len(single) > 1 else frozenset()
-        return Reader(self.where, 1e-6 + max(steps, default=0.0), ports)
+        self.watched = Watched(self.where, 1e-6 + max(steps, default=0.0), ports)
+        return self.watched
 
     def _check(self, found: Values, wanted: Floats, spread: float) -> None:
         limit = (AGREEMENT + 10 * spread) * max(1.0, float(np.abs(wanted).max()))
@@ -253,6 +272,7 @@ class _Found:
 
     def _made(self, chain: Chain, outputs: tuple[Floats, Floats] | None) -> Forecaster:
         layers = _named(chain.layers)
+        self.names = [layer.name for layer in layers]
         if not any(isinstance(layer, (*RECURRENT, Bidirectional)) for layer in layers):
             raise Unsupported("the model has no recurrent layer", self.where)
         steps = chain.inputs

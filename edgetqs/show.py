@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from rich import box
@@ -24,6 +25,7 @@ from edgetqs.model import (
     Pool,
     Window,
 )
+from edgetqs.origins import Origins
 from edgetqs.output import plain
 from edgetqs.planner import Plan
 from edgetqs.target import Target
@@ -59,14 +61,19 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
     console.print()
 
 
-def model(console: Console, forecaster: Forecaster, horizon: int) -> None:
+def model(console: Console, forecaster: Forecaster, horizon: int, found: Origins) -> None:
     """What was recognised, a layer a line, and how the closed loop is closed."""
     rows = []
     for layer in forecaster.layers:
+        numbers = replace(forecaster, layers=(layer,)).parameters
         weights = sum(getattr(layer, tensor).size for tensor in layer.tensors)
-        rows.append([layer.name, type(layer).__name__, describe(layer), weights, weights, (weights + 1) // 2])
-    columns = ["layer", "kind", "shape and options", ">weights", ">int8 B", ">int4 B"]
-    table(console, f"Model {forecaster.name}, {forecaster.parameters} parameters", columns, rows)
+        bytes_by_width = [4 * numbers, weights, (weights + 1) // 2]
+        rows.append([layer.name, type(layer).__name__, describe(layer), numbers, *bytes_by_width, found.of(layer.name)])
+    columns = ["layer", "kind", "shape and options", ">parameters", ">float B", ">int8 B", ">int4 B", "made of"]
+    note = "int8 and int4: weights alone; `edgetqs plan` counts scales and biases too"
+    if found.rest:
+        note += f"; joined to these layers, or of no effect once trained: {', '.join(found.rest)}"
+    table(console, f"Model {forecaster.name}, {forecaster.parameters} parameters", columns, rows, note)
     sources = {target: source for source, target in forecaster.feedback.pairs}
     channels = []
     for index, channel in enumerate(forecaster.inputs):
@@ -83,7 +90,7 @@ def model(console: Console, forecaster: Forecaster, horizon: int) -> None:
     table(console, "Outputs", ["name", "unit", ">mean", ">std"], outputs, f"window {forecaster.window}, {loop}")
 
 
-def model_table(forecaster: Forecaster, horizon: int) -> dict[str, Any]:
+def model_table(forecaster: Forecaster, horizon: int, found: Origins) -> dict[str, Any]:
     """The same for ``--json``."""
     layers = [
         {
@@ -91,6 +98,8 @@ def model_table(forecaster: Forecaster, horizon: int) -> dict[str, Any]:
             "kind": type(layer).__name__,
             "about": describe(layer),
             "weights": sum(getattr(layer, tensor).size for tensor in layer.tensors),
+            "parameters": replace(forecaster, layers=(layer,)).parameters,
+            "made_of": found.of(layer.name),
         }
         for layer in forecaster.layers
     ]
@@ -102,6 +111,7 @@ def model_table(forecaster: Forecaster, horizon: int) -> dict[str, Any]:
         "window": forecaster.window,
         "horizon": horizon,
         "layers": layers,
+        "joined": found.rest,
         "inputs": forecaster.inputs,
         "outputs": forecaster.outputs,
         "feedback": forecaster.feedback,

@@ -114,7 +114,7 @@ def _read(path: Path) -> Target:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot read the target: {error.strerror}", str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not valid TOML: {error}", str(path)) from error
     problems: list[str] = []
     target = _build(Target, table, "", problems)

@@ -144,7 +144,7 @@ class Graphs:
             raise BadInput("declares tensors too large for a forecaster", self.where, "check the file")
         quantization = table.Quantization()
         return Tensor(
-            (table.Name() or b"").decode("utf-8", "replace"),
+            _text(table.Name()),
             _KINDS[table.Type()],
             shape,
             self.integers(table, "ShapeSignature") or shape,
@@ -202,7 +202,7 @@ class Graphs:
         elif name == "BATCH_MATMUL" and table.BuiltinOptions() is not None:
             axis = -2 if _options(table.BuiltinOptions(), schema.BatchMatMulOptions).AdjY() else -1
         inputs, outputs = self.integers(table, "Inputs"), self.integers(table, "Outputs")
-        custom = (code.CustomCode() or b"").decode("utf-8", "replace") if name == "CUSTOM" else ""
+        custom = _text(code.CustomCode())[:60] if name == "CUSTOM" else ""
         return Operator(name, inputs, outputs, calls, loop, axis, custom, table)
 
 
@@ -216,6 +216,12 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadInput(error.strerror or "cannot be read", str(path), "give the path of a .tflite file") from error
+
+
+def _text(stored: bytes | None) -> str:
+    """A name, fit for a terminal."""
+    name = (stored or b"").decode("utf-8", "replace")
+    return name if name.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _options(table: Any, kind: Any) -> Any:

@@ -42,7 +42,8 @@ def _numeric(function: Callable[..., Any]) -> Callable[..., Sequence[Value]]:
 
     def run(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
         if any(not isinstance(value, np.ndarray) for value in values):
-            raise trace.refuse(operator, "computes with the model's inputs", "export the model without it")
+            masks = "; Masking layers are made of it, feed windows without gaps" if operator.name == "NOT_EQUAL" else ""
+            raise trace.refuse(operator, "computes with the model's inputs", f"export the model without it{masks}")
         numbers = [trace.numbers(value) for value in values]
         trace.spend(np.broadcast_shapes(*(number.shape for number in numbers)))
         return [np.asarray(function(*numbers))]
@@ -155,25 +156,38 @@ def _bounded(low: bool) -> Callable[..., Sequence[Value]]:
         if limits not in ({0.0}, {1.0}, {6.0}):
             raise trace.refuse(operator, "bounds its values otherwise than relu or hard_sigmoid", "use one of these")
         limit = limits.pop()
-
-        def one(vector: Vector) -> Vector:
-            inner = as_affine(vector)
-            within = [*inner.factors]
-            plain = len(within) == 1 and not inner.matrices and (inner.factors[within[0]] == 1).all()
-            kind = within[0].leaf.kind if plain and not inner.bias.any() else ""
-            if low and limit == 0 and kind == "below1":
-                return trace.symbols.function("unit", _argument(within[0]))
-            if not low and limit in (1.0, 6.0) and kind == "relu":
-                return trace.symbols.function("unit" if limit == 1 else "relu6", _argument(within[0]))
-            if low and limit == 0:
-                return trace.symbols.function("relu", vector)
-            if not low and limit == 1:
-                return trace.symbols.function("below1", vector)
-            raise trace.refuse(operator, "bounds its values otherwise than relu or hard_sigmoid", "use one of these")
-
-        return [Unknown(trace.each(one, unknown[0].cells), unknown[0].size)]
+        return [
+            Unknown(
+                trace.each(lambda one: _within(trace, operator, one, low, limit), unknown[0].cells), unknown[0].size
+            )
+        ]
 
     return run
+
+
+def _within(trace: Trace, operator: Operator, vector: Vector, low: bool, limit: float) -> Vector:
+    """The vector bounded from below (low) or above."""
+    inner = as_affine(vector)
+    within = [*inner.factors]
+    plain = len(within) == 1 and not inner.matrices and (inner.factors[within[0]] == 1).all()
+    kind = within[0].leaf.kind if plain and not inner.bias.any() else ""
+    if low and limit == 0 and kind == "below1":
+        return trace.symbols.function("unit", _argument(within[0]))
+    if not low and limit in (1.0, 6.0) and kind == "relu":
+        return trace.symbols.function("unit" if limit == 1 else "relu6", _argument(within[0]))
+    if low and limit == 0:
+        return trace.symbols.function("relu", vector)
+    if not low and limit == 1:
+        return trace.symbols.function("below1", vector)
+    raise trace.refuse(operator, "bounds its values otherwise than relu or hard_sigmoid", "use one of these")
+
+
+def _relu(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
+    """With a MINIMUM of 1 before it, the other side of a hard sigmoid."""
+    (value,) = values
+    if isinstance(value, Unknown):
+        return [Unknown(trace.each(lambda one: _within(trace, operator, one, True, 0.0), value.cells), value.size)]
+    return [np.maximum(trace.numbers(value), 0)]
 
 
 def _argument(stretch: Any) -> Vector:
@@ -256,7 +270,7 @@ OPERATORS: dict[str, Callable[[Trace, Operator, list[Value]], Sequence[Value]]] 
     "ADD": _arithmetic("Add"), "SUB": _arithmetic("Sub"), "MUL": _arithmetic("Mul"), "DIV": _arithmetic("Div"),
     "NEG": _negative, "MAXIMUM": _bounded(True), "MINIMUM": _bounded(False),
     "LOGISTIC": _function("sigmoid", lambda x: COMPUTED["sigmoid"](None, x)), "TANH": _function("tanh", np.tanh),
-    "RELU": _function("relu", lambda x: np.maximum(x, 0)), "RELU6": _function("relu6", lambda x: np.clip(x, 0, 6)),
+    "RELU": _relu, "RELU6": _function("relu6", lambda x: np.clip(x, 0, 6)),
     "RELU_0_TO_1": _function("unit", lambda x: np.clip(x, 0, 1)),
     "SOFTMAX": _function("softmax", softmax),
     "CONCATENATION": _concatenation, "CAST": _cast, "QUANTIZE": _same, "DEQUANTIZE": _same, "Identity": _same,

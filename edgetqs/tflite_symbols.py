@@ -37,6 +37,7 @@ class Leaf:
     args: tuple[Vector, ...] = ()
     data: Any = None
     steps: tuple[int, int] = (0, 0)  # the first and the last step of the window that it depends on
+    made: int = -1  # the run of an operator that made it, see ``Trace.runs``
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Symbols:
     numbers: int = 0
     read: int = 0
     zeros: dict[int, Leaf] = field(default_factory=dict)
+    run: int = -1
 
     def spend(self, count: int) -> None:
         self.numbers += count
@@ -153,7 +155,7 @@ class Symbols:
         reach = (data[1],) * 2 if kind == "input" else (0, 0)
         if steps:
             reach = (min(low for low, _ in steps), max(high for _, high in steps))
-        self.leaves.append(Leaf(len(self.leaves), kind, length, tuple(args), data, reach))
+        self.leaves.append(Leaf(len(self.leaves), kind, length, tuple(args), data, reach, self.run))
         return (Stretch(self.leaves[-1], 0, length),)
 
     def zero(self, length: int) -> Vector:

@@ -21,6 +21,8 @@ from edgetqs.tflite_symbols import Symbols, Vector, cut, joined
 #: Numbers in the constants and numeric results of one run, and vectors in one tensor.
 MOST_VALUES = 1 << 25
 MOST_VECTORS = 1 << 14
+#: Steps of a window.
+LONGEST = 1 << 13
 #: Subgraphs in subgraphs.
 DEEPEST = 16
 
@@ -38,6 +40,7 @@ class Unknown:
 
     cells: Numbers
     size: int
+    made: int = -1  # the run of an operator that made it, see ``Trace.runs``
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,6 +65,17 @@ class TensorList:
 Value: TypeAlias = Numbers | Unknown | Handle | TensorList | None
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An operator at work on unknowns: ``place`` is (subgraph, operator), ``sources`` are the runs that made its
+    operands, ``loop`` is the run of the outermost WHILE or IF around it."""
+
+    name: str
+    place: tuple[int, int]
+    sources: frozenset[int]
+    loop: int
+
+
 def cells(vectors: Sequence[Vector], shape: Sequence[int]) -> Numbers:
     made = np.empty(len(vectors), object)
     made[:] = [None] * len(vectors)
@@ -84,6 +98,8 @@ class Trace:
     values: int = 0
     depth: int = 0
     rounds: int = 0
+    runs: list[Run] = field(default_factory=list)
+    loop: int = -1
     here: Subgraph = field(init=False)
     operator: Operator = field(init=False)
 
@@ -129,6 +145,8 @@ class Trace:
         if shape[0] != 1 or min(shape) < 1 or shape[-1] > 1 << 12 or tensor.signature[-1] < 0:
             raise Unsupported(f"has shape {list(tensor.signature)}", where, "export it for a batch of one window")
         steps = shape[1] if len(shape) == 3 else 1
+        if steps > LONGEST:
+            raise Unsupported(f"has a window of {steps} steps", where, f"{LONGEST} is the longest; shorten it")
         self.graphs.count(steps)
         vectors = [self.symbols.leaf("input", shape[-1], data=(number, t)) for t in range(steps)]
         return Unknown(cells(vectors, shape[:-1]), shape[-1])
@@ -139,14 +157,19 @@ class Trace:
             raise ValueError("subgraphs nested too deep" if self.depth >= DEEPEST else "operands of a subgraph")
         self.depth += 1
         known: dict[int, Value] = dict(zip(graph.inputs, given, strict=True))
-        for operator in graph.operators:
+        for place, operator in enumerate(graph.operators):
             self.here, self.operator = graph, operator
             self.graphs.count(1 + len(operator.inputs))
             values = [None if k < 0 else known[k] if k in known else self.constant(index, k) for k in operator.inputs]
             function = self.operators.get(operator.custom.removeprefix("Flex") or operator.name)
             if function is None:
                 raise Unsupported("is no operator of a recurrent forecaster that edgetqs knows", self.at(operator))
+            number = self._begin(operator, (index, place), values)
             results = function(self, operator, values)
+            if not operator.calls:
+                results = [Unknown(v.cells, v.size, number) if isinstance(v, Unknown) else v for v in results]
+            elif self.loop == number:
+                self.loop = -1
             if len(results) != len(operator.outputs):
                 raise ValueError(f"{operator.name} with {len(operator.outputs)} outputs")
             for k, value in zip(operator.outputs, results, strict=True):
@@ -154,6 +177,19 @@ class Trace:
         self.here = graph if outer is None else outer
         self.depth -= 1
         return [known[k] if k in known else self.constant(index, k) for k in graph.outputs]
+
+    def _begin(self, operator: Operator, place: tuple[int, int], values: Sequence[Value]) -> int:
+        """The number of this run. Where subgraphs run, what is in them made the results."""
+        sources: set[int] = set()
+        for value in values:
+            items = value.items if isinstance(value, TensorList) else (value,)
+            self.graphs.count(len(items) - 1)
+            sources |= {item.made for item in items if isinstance(item, Unknown)}
+        self.runs.append(Run(operator.custom or operator.name, place, frozenset(sources - {-1}), self.loop))
+        self.symbols.run = len(self.runs) - 1
+        if operator.calls and self.loop < 0:
+            self.loop = self.symbols.run
+        return len(self.runs) - 1
 
     def constant(self, index: int, k: int) -> Numbers | None:
         """A constant's real values; None for a tensor that nothing has written (a state after reset)."""

@@ -210,9 +210,8 @@ class _Weights:
                         yield origin, Use(one.name, names, slot, (direct and position == 1) or bool(slot), axis)
             if one.name in _PASSES and len(one.inputs) > _PASSES[one.name]:
                 for o in one.outputs:
-                    known.setdefault(o, set()).update(
-                        (at, False) for at, _ in known.get(one.inputs[_PASSES[one.name]], ())
-                    )
+                    passed_on = {(at, False) for at, _ in known.get(one.inputs[_PASSES[one.name]], ())}
+                    known.setdefault(o, set()).update(passed_on)  # which may be the same tensor, in a damaged file
             for called, first in one.calls:
                 inner = self.graphs.subgraph(called)
                 given = dict(zip(inner.inputs, one.inputs[first:], strict=False))
@@ -246,11 +245,11 @@ class _Weights:
 
     def constant(self, tensors: list[Tensor], uses: list[Use]) -> Constant:
         first = tensors[0]
-        named = first.name or uses[0].operator
+        named = (first.name or uses[0].operator)[-60:]
         if first.kind not in BITS or first.sparse or len({tensor.kind for tensor in tensors}) > 1:
             what = "sparse" if first.sparse else "/".join(sorted({tensor.kind for tensor in tensors}))
             raise Unsupported(
-                f"weights stored as {what} cannot be perturbed", f"{self.graphs.where}: {named}",
+                f"weights stored as {what} cannot be perturbed", f"{self.graphs.where}: {named!r}",
                 f"convert the model with {', '.join(BITS)} weights",
             )  # fmt: skip
         scale, zero = first.scale, first.zero
@@ -258,14 +257,14 @@ class _Weights:
             zero = np.zeros(1) if not len(zero) else zero
             lengths = {1, first.shape[first.axis]} if 0 <= first.axis < len(first.shape) else {1}
             if not {len(scale), len(zero)} <= lengths or not np.all((scale > 0) & np.isfinite(scale)):
-                raise Unsupported("weights with these scales cannot be perturbed", f"{self.graphs.where}: {named}")
+                raise Unsupported("weights with these scales cannot be perturbed", f"{self.graphs.where}: {named!r}")
         names = tuple(tensor.name for tensor in tensors)
         made = Constant("", names, first.kind, first.shape, first.data[0], scale, zero, first.axis, tuple(uses))
         if first.data[1] != made.stored_bytes:
-            raise ValueError(f"{named} has {first.data[1]} bytes, its shape needs {made.stored_bytes}")
+            raise ValueError(f"{named!r} has {first.data[1]} bytes, its shape needs {made.stored_bytes}")
         if not np.isfinite(values(self.graphs.content, made)).all():
             raise BadInput(
-                "holds weights that are not finite numbers", f"{self.graphs.where}: {named}", "train it again"
+                "holds weights that are not finite numbers", f"{self.graphs.where}: {named!r}", "train it again"
             )
         return made
 

@@ -1,4 +1,4 @@
-"""Makes ``from models import ...`` and the modules in bench/ work from every folder of tests."""
+"""Makes ``from models import ...`` and the modules in bench/ and tools/ work from every folder of tests."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("bench", "tools")]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from whole import whole
 
+from edgetqs.emit_c import c_name
 from edgetqs.errors import BadInput, EdgeTqsError, Unsupported
 from edgetqs.hdf5 import Hdf5
 from edgetqs.model import Activation, Dense, Forecaster, Gru, Lstm, Merge, SimpleRnn, Window
@@ -210,10 +211,19 @@ def test_file_kind_is_told_by_content(plain_h5: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stem", "name"),
-    [("weather", "weather"), ("my model-v2.1", "my_model_v2_1"), ("2024", "model_2024"), ("…", "model"), ("_x_", "x")],
+    [
+        ("weather", "weather"),
+        ("my model-v2.1", "my_model_v2_1"),
+        ("2024", "forecaster_2024"),
+        ("…", "forecaster"),
+        ("_x_", "x"),
+        ("model", "forecaster"),
+        ("best-lstm-units64-lr0.001-epoch100-val0.0123-x", "best_lstm_units64_lr0_001_epoch100_val0"),
+    ],
 )
 def test_model_name_is_an_identifier(plain_keras: Path, stem: str, name: str) -> None:
-    assert read_keras(plain_keras.rename(plain_keras.with_name(f"{stem}.keras"))).name == name
+    found = read_keras(plain_keras.rename(plain_keras.with_name(f"{stem}.keras"))).name
+    assert found == name == c_name(found)
 
 
 def test_layer_names_are_distinct_identifiers(tmp_path: Path) -> None:

@@ -203,23 +203,28 @@ def test_fused_lstm_with_more(tmp_path: Path, extra: dict[int, np.ndarray], mess
         read_tflite(path)
 
 
-def bidirectional(merge: bool) -> bytes:
-    """A fused bidirectional SimpleRNN with a dense head on the last step."""
+def bidirectional(merge: bool, lstm: bool = False) -> bytes:
+    """A fused bidirectional SimpleRNN, or LSTM, with a dense head on every step."""
     model = Model()
     graph = model.graph()
     rng = np.random.default_rng(7)
     x = graph.tensor("input", (1, STEPS, FEATURES))
-    operands = [x]
-    for side in ("forward", "backward"):
-        operands.append(graph.constant(f"{side}/w", rng.normal(0, 0.4, (4, FEATURES))))
-        operands.append(graph.constant(f"{side}/r", rng.normal(0, 0.4, (4, 4))))
-        operands.append(graph.constant(f"{side}/b", rng.normal(0, 0.4, 4)))
-        operands.append(graph.tensor(f"{side}/h", (1, 4)))
-        graph.table.tensors[-1].isVariable = True
-    options = schema.BidirectionalSequenceRNNOptionsT()
-    options.fusedActivationFunction, options.mergeOutputs = 4, merge
+    operands = [x, *[-1] * (47 if lstm else 11)]
+    gates, starts, states = (4, (1, 18), (35, 37)) if lstm else (1, (1, 5), (4, 8))
+    for start, state in zip(starts, states, strict=True):
+        bias = start + (11 if lstm else 2)
+        for k in range(gates):
+            operands[start + k] = graph.constant("w", rng.normal(0, 0.4, (4, FEATURES)))
+            operands[start + gates + k] = graph.constant("r", rng.normal(0, 0.4, (4, 4)))
+            operands[bias + k] = graph.constant("b", rng.normal(0, 0.4, 4))
+        for k in range(1 + lstm):
+            operands[state + k] = graph.tensor("state", (1, 4))
+            graph.table.tensors[-1].isVariable = True
+    kind = "LSTM" if lstm else "RNN"
+    options = getattr(schema, f"BidirectionalSequence{kind}OptionsT")()
+    options.fusedActivationFunction, options.mergeOutputs, options.timeMajor = 4, merge, False
     outputs = [("both", (1, STEPS, 8))] if merge else [("forward", (1, STEPS, 4)), ("backward", (1, STEPS, 4))]
-    made = graph.operator("BIDIRECTIONAL_SEQUENCE_RNN", [*operands, -1, -1, -1], outputs, options)
+    made = graph.operator(f"BIDIRECTIONAL_SEQUENCE_{kind}", operands, outputs, options)
     if not merge:
         options = schema.ConcatenationOptionsT()
         options.axis = 2
@@ -233,11 +238,101 @@ def bidirectional(merge: bool) -> bytes:
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_fused_bidirectional_rnn(tmp_path: Path, merge: bool) -> None:
-    content = bidirectional(merge)
+@pytest.mark.parametrize("lstm", [True, False])
+def test_fused_bidirectional(tmp_path: Path, lstm: bool, merge: bool) -> None:
+    content = bidirectional(merge, lstm)
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
     assert kinds_of(forecaster) == [Window, SimpleRnn, SimpleRnn, Merge, Dense]
     np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
+
+
+def fused_rnn(single: bool, function: int, major: bool = False) -> bytes:
+    """UNIDIRECTIONAL_SEQUENCE_RNN over a window, or RNN on one sample."""
+    model = Model()
+    graph = model.graph()
+    rng = np.random.default_rng(9)
+    x = graph.tensor("input", (1, FEATURES) if single else (1, STEPS, FEATURES))
+    value, shape = x, (1, 4) if single else (1, STEPS, 4)
+    if major:
+        order, shape = graph.constant("perm", [1, 0, 2], np.int32), (STEPS, 1, 4)
+        options = schema.TransposeOptionsT()
+        (value,) = graph.operator("TRANSPOSE", [x, order], [("turned", (STEPS, 1, FEATURES))], options)
+    operands = [
+        value,
+        *(graph.constant(n, rng.normal(0, 0.4, s)) for n, s in (("w", (4, FEATURES)), ("r", (4, 4)), ("b", 4))),
+    ]
+    operands.append(graph.tensor("h", (1, 4)))
+    graph.table.tensors[-1].isVariable = True
+    options = schema.RNNOptionsT() if single else schema.SequenceRNNOptionsT()
+    options.fusedActivationFunction = function
+    if not single:
+        options.timeMajor = major
+    (made,) = graph.operator("RNN" if single else "UNIDIRECTIONAL_SEQUENCE_RNN", operands, [("rnn", shape)], options)
+    if not single:
+        options = schema.GatherOptionsT()
+        options.axis = 0 if major else 1
+        (made,) = graph.operator(
+            "GATHER", [made, graph.constant("last", STEPS - 1, np.int32)], [("l", (1, 4))], options
+        )
+    y = graph.dense("out", made, graph.constant("head", rng.normal(0, 0.4, (2, 4))))
+    graph.finish([x], [y])
+    return model.bytes()
+
+
+@pytest.mark.parametrize("major", [False, True])
+@pytest.mark.parametrize(("function", "name"), [(4, "tanh"), (1, "relu")])
+def test_fused_rnn(tmp_path: Path, function: int, name: str, major: bool) -> None:
+    content = fused_rnn(False, function, major)
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [SimpleRnn, Dense] and forecaster.layers[0].activation == name
+    np.testing.assert_allclose(window(forecaster, windows()), litert(content, windows()), atol=1e-5)
+
+
+def streamed(content: bytes, x: np.ndarray) -> np.ndarray:
+    """One sample after the other; LiteRT keeps the state in the operator's variables."""
+    with quiet():
+        engine = interpreter(content)
+        engine.allocate_tensors()
+        given, made = engine.get_input_details()[0]["index"], engine.get_output_details()[0]["index"]
+        found = []
+        for value in x:
+            engine.set_tensor(given, value[None])
+            engine.invoke()
+            found.append(engine.get_tensor(made)[0])
+    return np.array(found)
+
+
+def fused_step() -> bytes:
+    """LSTM on one sample, its states in variables."""
+    model = Model()
+    graph = model.graph()
+    rng = np.random.default_rng(10)
+    x = graph.tensor("input", (1, FEATURES))
+    operands = [x, *[-1] * 19]
+    for k in range(4):
+        operands[1 + k] = graph.constant(f"w{k}", rng.normal(0, 0.4, (4, FEATURES)))
+        operands[5 + k] = graph.constant(f"r{k}", rng.normal(0, 0.4, (4, 4)))
+        operands[12 + k] = graph.constant(f"b{k}", rng.normal(0, 0.4, 4))
+    for k in (18, 19):
+        operands[k] = graph.tensor(f"state{k}", (1, 4))
+        graph.table.tensors[-1].isVariable = True
+    options = schema.LSTMOptionsT()
+    options.fusedActivationFunction = 4
+    (made,) = graph.operator("LSTM", operands, [("lstm", (1, 4))], options)
+    y = graph.dense("out", made, graph.constant("head", rng.normal(0, 0.4, (2, 4))))
+    graph.finish([x], [y])
+    return model.bytes()
+
+
+@pytest.mark.parametrize("kind", [SimpleRnn, Lstm])
+def test_fused_single_steps(tmp_path: Path, kind: type) -> None:
+    content = fused_rnn(True, 4) if kind is SimpleRnn else fused_step()
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [kind, Dense]
+    x = windows((8, FEATURES))
+    stacked = cells(forecaster)
+    ours, _ = run(stacked, zero_state(stacked, (1,)), x[None].astype(np.float64))
+    np.testing.assert_allclose(ours[0], streamed(content, x), atol=1e-5)
 
 
 # --- unrolled graphs and single steps ---------------------------------------------------------
@@ -305,6 +400,53 @@ def test_one_step(tmp_path: Path, kinds: tuple[str, ...], mixed: bool) -> None:
             np.testing.assert_allclose(y, expected, atol=1e-5)
     outputs, _ = run(stacked, zero_state(stacked, (1,)), x[None].astype(np.float64))
     np.testing.assert_allclose(outputs[0, -1], expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_hard_sigmoid_from_either_side(tmp_path: Path, upper: bool) -> None:
+    """min(1, max(0, x)) and max(0, min(1, x)) are the same."""
+    layers = stack("gru")
+    table = schema.ModelT.InitFromPackedBuf(one_step(layers), 0)
+    graph = table.subgraphs[0]
+
+    def code(name: str) -> int:
+        made = schema.OperatorCodeT()
+        made.builtinCode = made.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
+        table.operatorCodes.append(made)
+        return len(table.operatorCodes) - 1
+
+    def tensor(values: np.ndarray | None, shape: tuple[int, ...]) -> int:
+        made = schema.TensorT()
+        made.name, made.shape, made.hasRank, made.type, made.buffer = b"t", np.array(shape, np.int32), True, 0, 0
+        if values is not None:
+            table.buffers.append(schema.BufferT())
+            table.buffers[-1].data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
+            made.buffer = len(table.buffers) - 1
+        graph.tensors.append(made)
+        return len(graph.tensors) - 1
+
+    codes = {name: code(name) for name in ("MINIMUM", "RELU", "MUL", "ADD")}
+    one, slope, half = (tensor(np.array([value]), (1,)) for value in (1.0, 0.2, 0.5))
+    operators = []
+    for found in graph.operators:
+        if table.operatorCodes[found.opcodeIndex].builtinCode != schema.BuiltinOperator.LOGISTIC:
+            operators.append(found)
+            continue
+        shape = tuple(graph.tensors[found.inputs[0]].shape)
+        chain = [("MUL", [found.inputs[0], slope]), ("ADD", [half]), *(
+            [("MINIMUM", [one]), ("RELU", [])] if upper else [("RELU", []), ("MINIMUM", [one])])]  # fmt: skip
+        value = -1
+        for k, (name, operands) in enumerate(chain):
+            made = schema.OperatorT()
+            made.opcodeIndex = codes[name]
+            made.inputs = np.array(operands if k == 0 else [value, *operands], np.int32)
+            value = found.outputs[0] if k == len(chain) - 1 else tensor(None, shape)
+            made.outputs = np.array([value], np.int32)
+            operators.append(made)
+    graph.operators = operators
+    forecaster = read_tflite(save(pack(table), tmp_path / "m.tflite"))
+    assert forecaster.layers[0].recurrent_activation == "hard_sigmoid_keras2"
+    np.testing.assert_allclose(forecaster.layers[0].kernel, layers[0].kernel, atol=1e-6)
 
 
 def test_one_step_without_its_state(tmp_path: Path) -> None:
@@ -536,6 +678,16 @@ def test_bombs(tmp_path: Path, make: Callable[[], bytes]) -> None:
     with pytest.raises(BadInput):
         read_tflite(path)
     assert time.perf_counter() - start < 5
+
+
+def test_a_window_of_days(tmp_path: Path) -> None:
+    """Each step is followed, so its length is bounded."""
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 8193, 1))
+    graph.finish([x], graph.operator("TANH", [x], [("y", (1, 8193, 1))]))
+    with pytest.raises(Unsupported, match="input 'input': has a window of 8193 steps"):
+        read_tflite(save(model.bytes(), tmp_path / "m.tflite"))
 
 
 def test_mutated(tmp_path: Path) -> None:
@@ -824,6 +976,32 @@ def test_converted_with_fewer_bits(tf: Any, tmp_path: Path, name: str, how: str)
         scale = table.subgraphs[0].tensors[table.subgraphs[0].inputs[0]].quantization.scale[0]
         zero = table.subgraphs[0].tensors[table.subgraphs[0].inputs[0]].quantization.zeroPoint[0]
         assert forecaster.input_range == pytest.approx(max(127 - zero, 128 + zero) * scale)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs")
+@pytest.mark.parametrize(("kind", "name"), [(Lstm, "LSTM"), (Gru, "GRU"), (SimpleRnn, "SimpleRNN")])
+def test_converted_int8_loop(tf: Any, tmp_path: Path, kind: type, name: str) -> None:
+    """One arrangement in which the calibrator survives a loop; the rounded weights are within half a step."""
+    K = tf.keras.layers
+    model = tf.keras.Sequential([K.Input((STEPS, FEATURES)), getattr(K, name)(8), K.Dense(2)])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "seed" not in weight.name:
+            weight.assign(rng.normal(0, 0.4, weight.shape))
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([windows((1, STEPS, FEATURES), seed)] for seed in range(20))
+    converter._experimental_default_to_single_batch_in_tensor_list_ops = True
+    content = converter.convert()
+    table = schema.ModelT.InitFromPackedBuf(content, 0)
+    assert any(tensor.type == schema.TensorType.INT8 for graph in table.subgraphs[1:] for tensor in graph.tensors)
+    forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
+    assert kinds_of(forecaster) == [kind, Dense]
+    kernel = model.layers[0].cell.kernel.numpy().T
+    half = np.abs(kernel).max() / 127 / 2
+    assert 0 < np.abs(forecaster.layers[0].kernel.reshape(-1, FEATURES) - kernel).max() < 1.01 * half
+    np.testing.assert_allclose(window(forecaster, windows()), model(windows(), training=False), atol=0.03)
 
 
 def dequantized(table: Any, tensor: Any) -> np.ndarray | None:

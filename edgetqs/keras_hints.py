@@ -1,0 +1,27 @@
+"""What to do about Keras layers that edgetqs does not read: the nearest rewrite, by class."""
+
+from __future__ import annotations
+
+_LAST_STATE = "Set return_sequences=False on the layer before: its last state stands for the window."
+_RELU = "Use ReLU or tanh."
+
+HINTS = {
+    "AveragePooling1D": _LAST_STATE,
+    "Conv2D": "Compute such features ahead of the model, and give it (window, features).",
+    "ConvLSTM1D": "Use an LSTM on flattened samples.",
+    "ConvLSTM2D": "Use an LSTM on flattened samples.",
+    "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
+    "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
+    "Embedding": "Embed ahead of the model and feed it numbers.",
+    "ELU": _RELU,
+    "Functional": "A model inside the model: add its layers to the outer one.",
+    "GlobalAveragePooling1D": _LAST_STATE,
+    "Lambda": "Its code is never run. Use Rescaling, Reshape or Activation, or compute it ahead of the model.",
+    "LeakyReLU": _RELU,
+    "Masking": "Feed windows without gaps, and remove it.",
+    "Model": "A model inside the model: add its layers to the outer one.",
+    "PReLU": _RELU,
+    "Permute": "Give the model windows of (samples, features), and remove it.",
+    "Sequential": "A model inside the model: add its layers to the outer one.",
+    "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
+}
