@@ -15,7 +15,7 @@ from models import random_forecaster
 from edgetqs import saved_model
 from edgetqs.cli import main
 from edgetqs.errors import BadInput, Unsupported
-from edgetqs.model import Bidirectional, Dense, Gru, Lstm, SimpleRnn
+from edgetqs.model import Dense, Gru, Lstm, Merge, SimpleRnn, Window
 from edgetqs.project import load_project
 from edgetqs.read import read_model
 from edgetqs.rollout import window
@@ -76,7 +76,7 @@ KINDS = {
     "hard": [Gru, Dense],
     "rnn": [SimpleRnn, Dense],
     "stack": [Lstm, Gru, Dense],
-    "bidirectional": [Bidirectional, Dense],
+    "bidirectional": [Window, Lstm, Lstm, Merge, Dense],
 }
 
 

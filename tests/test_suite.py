@@ -80,7 +80,7 @@ def test_has_the_declared_shape(name: str) -> None:
     assert forecaster.parameters == row["parameters"]
     assert (len(forecaster.inputs), len(forecaster.outputs)) == (row["inputs"], row["outputs"])
     assert (forecaster.window, project(name).horizon) == (row["window"], row["horizon"])
-    assert forecaster.streaming
+    assert not forecaster.windowed
     assert len(forecaster.feedback.pairs) == (0 if row["kind"] == "direct" else row["outputs"])
 
 
