@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compositions import FEATURES, STEPS, WINDOWED
 from models import random_forecaster
+from whole import forecaster_of
 
 import edgetqs
 from edgetqs import project
@@ -338,9 +340,9 @@ def test_guess_feeds_back_what_it_can():
     "forecaster",
     [
         random_forecaster("rnn", 2, 1, 4, feedback=False),
-        replace(FORECASTER, layers=(replace(FORECASTER.layers[0], go_backwards=True), *FORECASTER.layers[1:])),
+        forecaster_of(WINDOWED["flatten"], STEPS, FEATURES),
     ],
-    ids=["more outputs", "not streaming"],
+    ids=["more outputs", "windowed"],
 )
 def test_guess_leaves_direct_forecasters_open(forecaster):
     guessed, notes = guess(forecaster)
