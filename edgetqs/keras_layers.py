@@ -260,17 +260,19 @@ def bidirectional(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Bidire
 
 def convolution(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Convolution:
     filters = layer.size("filters", "nb_filter")
-    taps, stride, dilation = (_one_axis(layer, name) for name in ("kernel_size", "strides", "dilation_rate"))
+    taps, stride = _one_axis(layer, "kernel_size", "filter_length"), _one_axis(layer, "strides", "subsample_length")
+    dilation = _one_axis(layer, "dilation_rate")
     if layer.option(int, "groups", default=1) != 1:
         raise Unsupported("groups other than 1", layer.where, "Use groups=1.")
     if layer.option(str, "data_format", default="channels_last") != "channels_last":
         raise Unsupported("data_format='channels_first'", layer.where, "Use data_format='channels_last'.")
-    padding = layer.option(str, "padding", default="valid")
+    padding = layer.option(str, "padding", "border_mode", default="valid")
     if padding not in ("valid", "same", "causal"):
         raise Unsupported(f"padding={short(padding)}", layer.where, "Use 'valid', 'same' or 'causal'.")
-    use_bias = layer.option(bool, "use_bias", default=True)
+    use_bias = layer.option(bool, "use_bias", "bias", default=True)
     expect(layer, tensors, 1 + use_bias)
-    kernel = weight(layer, tensors[0], (taps, inputs, filters)).reshape(taps * inputs, filters)
+    shape = (taps, inputs, filters) if tensors[0].values.ndim == 3 else (taps, 1, inputs, filters)  # Keras 1
+    kernel = weight(layer, tensors[0], shape).reshape(taps * inputs, filters)
     bias = weight(layer, tensors[1], (filters,)) if use_bias else np.zeros(filters)
     dense = Dense(layer.name, blocks(kernel, 1), blocks(bias, 1), layer.function("activation"))
     return Convolution(layer.name, dense, taps, stride, dilation, cast(Literal["valid", "same", "causal"], padding))
@@ -283,23 +285,21 @@ def pooling(layer: Node) -> Pooling:
         return Pooling(layer.name, 0)
     if layer.option(str, "data_format", default="channels_last") != "channels_last":
         raise Unsupported("data_format='channels_first'", layer.where, "Use data_format='channels_last'.")
-    size = _one_axis(layer, "pool_size")
-    stride = size if layer.config.get("strides") is None else _one_axis(layer, "strides")
-    padding = layer.option(str, "padding", default="valid")
+    size = _one_axis(layer, "pool_size", "pool_length")
+    stride = _one_axis(layer, "strides", "stride", default=size)
+    padding = layer.option(str, "padding", "border_mode", default="valid")
     if padding not in ("valid", "same"):
         raise Unsupported(f"padding={short(padding)}", layer.where, "Use 'valid' or 'same'.")
     return Pooling(layer.name, size, stride, cast(Literal["valid", "same"], padding))
 
 
-def _one_axis(layer: Node, option: str) -> int:
+def _one_axis(layer: Node, *names: str, default: int = 1) -> int:
     """A size along time, which Keras writes as a number or as a list of one."""
-    value = layer.config.get(option, 1)
+    value = next((layer.config[name] for name in names if layer.config.get(name) is not None), default)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_AXIS:
-        raise BadInput(
-            f"{option}={short(layer.config.get(option))} is not one number from 1 to {MAX_AXIS}", layer.where
-        )
+        raise BadInput(f"{names[0]}={short(value)} is not one number from 1 to {MAX_AXIS}", layer.where)
     return value
 
 

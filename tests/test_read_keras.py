@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +525,26 @@ def test_normalization_becomes_the_channels(tmp_path: Path) -> None:
     forecaster = read_keras(write_h5(tmp_path / "m.h5", config, {"lstm": rnn_weights(4)}))
     assert [(channel.mean, channel.std) for channel in forecaster.inputs] == [(20.0, 4.0), (5.0, pytest.approx(1e-7))]
     np.testing.assert_array_equal(forecaster.layers[0].kernel[0], rnn_weights(4)[0][1][:, :3].T)
+
+
+def test_convolution_and_pooling_of_keras_1(tmp_path: Path) -> None:
+    """Other names of the options, and kernels with an axis more."""
+    kernel, bias = array(3, 1, 2, 4, seed=8), array(4, seed=9)
+    options = {"nb_filter": 4, "filter_length": 3, "border_mode": "same", "subsample_length": 1, "activation": "relu"}
+    config = sequential(
+        layer("Convolution1D", "conv", **options),
+        layer("MaxPooling1D", "pool", pool_length=2, stride=None, border_mode="valid"),
+        lstm(),
+    )
+    weights = {"conv": [("W", kernel), ("b", bias)], "lstm": rnn_weights(4, inputs=4)}
+    forecaster = read_keras(write_h5(tmp_path / "m.h5", config, weights))
+    x = array(4, 8, 2, seed=1).astype(np.float64)
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    taps = np.stack([padded[:, t : t + 3].reshape(4, 6) for t in range(8)], axis=1)
+    convolved = np.maximum(taps @ kernel.reshape(6, 4).astype(np.float64) + bias, 0)
+    pooled = convolved.reshape(4, 4, 2, 4).max(axis=2)
+    recurrent = next(one for one in forecaster.layers if isinstance(one, Lstm))
+    np.testing.assert_allclose(window(forecaster, x), whole(replace(recurrent, frames=None), pooled), atol=1e-12)
 
 
 def test_normalisation_that_cannot_be_folded(tmp_path: Path) -> None:
