@@ -59,11 +59,13 @@ def toolchain(target: Target) -> Toolchain:
     return Toolchain(gcc, str(found["objdump"]), str(found["objcopy"]), version)
 
 
-def board_sources(target: Target) -> list[Path]:
-    """The start-up code that every image of a "bare" target needs; nothing for the others."""
-    if target.kind != "bare":
-        return []
-    return [data_dir("runtime") / name for name in ("board_start.c", "board_uart.c", "board_mem.c")]
+def board_sources(target: Target, *, link: bool = False) -> list[Path]:
+    """The start-up code that every image of a "bare" target needs; with ``link`` what serving takes besides."""
+    bare = target.kind == "bare"
+    names = ["board_start.c", "board_uart.c", "board_mem.c"] if bare else []
+    if link:
+        names.append("board_link.c" if bare else "board_link_posix.c")
+    return [data_dir("runtime") / name for name in names]
 
 
 def port_sources(target: Target) -> list[Path]:
