@@ -25,7 +25,7 @@ from edgetqs.target import Target
 #: The runtime's files that every generated model needs; its layout names more.
 _RUNTIME = ("edgetqs_rt.c", "edgetqs_gates.c")
 _HEADERS = ("edgetqs_rt.h", "sigmoid_table.inc", "board.h")
-_LINK = ("serve.c", "edgetqs_link.c")
+_LINK = ("serve.c", "serve_requests.c", "edgetqs_link.c")
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26
 #: The harness may be this much larger than the device's flash; emulated flash is larger still.
@@ -46,7 +46,7 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     runtime = (*_RUNTIME, layout_of(kernels).cells, *layout_of(kernels).sources)
-    for name in (*runtime, *_HEADERS, "app.c", *_LINK, "edgetqs_link.h"):
+    for name in (*runtime, *_HEADERS, "app.c", *_LINK, "serve.h", "edgetqs_link.h"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
     generated = [name for name in texts if name.endswith(".c")]
     compiled = [name for name in runtime if not name.endswith(".h")]

@@ -20,7 +20,9 @@ from edgetqs.integer import IntegerModel
 from edgetqs.model import Feedback
 
 _TREE = "tree"
-_KINDS = {kind.__name__: kind for kind in (*vars(integer).values(), Feedback) if is_dataclass(kind)}
+_KINDS: dict[str, Any] = {
+    name: kind for name, kind in {**vars(integer), "Feedback": Feedback}.items() if is_dataclass(kind)
+}
 
 
 def save(model: IntegerModel, path: Path) -> None:

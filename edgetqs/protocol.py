@@ -235,4 +235,5 @@ def parse(piece: bytes) -> Frame | None:
     content, crc = payload[: -_CRC.size], payload[-_CRC.size :]
     if _CRC.unpack(crc)[0] != crc16(content):
         return None
-    return Frame(*_HEAD.unpack_from(content), content[_HEAD.size :])
+    kind, session, number = _HEAD.unpack_from(content)
+    return Frame(kind, session, number, content[_HEAD.size :])

@@ -2,7 +2,7 @@
  * The link: frames between a computer and the firmware. docs/protocol.md.
  *
  * edgetqs_link.c  framing: COBS, CRC-16, nothing of the model
- * serve.c         the requests
+ * serve.c, serve_requests.c  sessions and requests
  *
  * On the wire a frame is 0x00, COBS(payload, CRC-16 of it, little-endian), 0x00.
  * A payload is kind, session (2), sequence number (2), body. Numbers are
