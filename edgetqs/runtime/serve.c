@@ -69,7 +69,7 @@ static void take_request(void)
     __builtin_memcpy(served.reply, request, LINK_HEAD);
     served.reply[0] = (uint8_t)(kind | LINK_REPLY);
     unsigned length = serve_request(served.reader.count - LINK_HEAD);
-    if (!board_stack_intact() && kind != LINK_HELLO && kind != LINK_STATS && kind != LINK_RESTART) {
+    if (!board_stack_intact() && serve_gives_numbers(kind)) {
         length = serve_fail(LINK_STACK_OVERFLOW, board_stack_size());
     }
     served.length = (uint16_t)(LINK_HEAD + length);
@@ -79,23 +79,25 @@ static void take_request(void)
     }
 }
 
-static void take_byte(uint8_t byte)
+/* 1: between two frames, where a step of the board's own does not lose bytes. */
+static int take_byte(uint8_t byte)
 {
     switch (link_take(&served.reader, byte)) {
     case LINK_FRAME:
         take_request();
-        break;
+        return 1;
     case LINK_DAMAGED:
         ++served.bad_frames;
         send_error(LINK_BAD_FRAME, served.bad_frames, 0);
-        break;
+        return 1;
     case LINK_TOO_LONG:
         ++served.bad_frames;
         send_error(LINK_OVERSIZED, MAX_BODY, 0);
-        break;
+        return 1;
     case LINK_MORE:
         break;
     }
+    return 0;
 }
 
 int main(void)
@@ -115,9 +117,7 @@ int main(void)
     for (;;) {
         const int byte = board_poll();
         board_alive();
-        if (byte >= 0) {
-            take_byte((uint8_t)byte);
-        } else {
+        if (byte < 0 || take_byte((uint8_t)byte) != 0) {
             serve_sample();
         }
     }

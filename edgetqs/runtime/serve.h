@@ -39,6 +39,9 @@ extern serve_state served;
  * body in served.reply, which it turns into an ERROR where it must. */
 unsigned serve_request(unsigned length);
 
+/* Whether a request of this kind must not be answered by a device that is not sound. */
+int serve_gives_numbers(unsigned kind);
+
 void serve_reset(void);
 
 /* Steps the stream with a sample of the board's own, where one is due. */

@@ -222,6 +222,11 @@ static const uint16_t lengths[] = {
     [LINK_RESTART] = 0,
 };
 
+int serve_gives_numbers(unsigned kind)
+{
+    return kind != LINK_HELLO && kind != LINK_STATS && kind != LINK_CHECK && kind != LINK_RESTART;
+}
+
 unsigned serve_request(unsigned length)
 {
     const unsigned kind = served.request[0];
@@ -232,6 +237,9 @@ unsigned serve_request(unsigned length)
     if (lengths[kind] != ANY ? length != lengths[kind] : length < 2u) {
         return serve_fail(LINK_BAD_LENGTH, length);
     }
+    if (serve_damaged() && serve_gives_numbers(kind)) {
+        return serve_fail(LINK_IMAGE_DAMAGED, served.image.found);
+    }
     switch (kind) {
     case LINK_HELLO:
         return from[0] == LINK_VERSION ? hello() : serve_fail(LINK_BAD_VERSION, LINK_VERSION);
@@ -241,14 +249,6 @@ unsigned serve_request(unsigned length)
         return check();
     case LINK_RESTART:
         return 0; /* when the reply has gone */
-    default:
-        break;
-    }
-    /* No numbers from a damaged image. */
-    if (serve_damaged()) {
-        return serve_fail(LINK_IMAGE_DAMAGED, served.image.found);
-    }
-    switch (kind) {
     case LINK_RESET:
         serve_reset();
         return 0;
