@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 CHECK_S = 60.0
 #: Bounds of the time after which a request is sent again.
 _SHORTEST_S, _LONGEST_S = 0.05, 2.0
-#: After a frame that the firmware could not read, the request is sent again, but no sooner than this.
+#: After a frame that either side could not read, the request is sent again, but no sooner than this.
 _AGAIN_S = 0.02
 
 
@@ -160,7 +160,7 @@ class Dut:
         while True:
             sent = time.monotonic()
             self.transport.write(data)
-            reply = self._reply(frame, min(sent + wait_s, until), until)
+            reply = self._reply(frame, min(sent + wait_s, until))
             if reply is not None:
                 break
             if time.monotonic() >= until:
@@ -170,16 +170,20 @@ class Dut:
             self.repeats += 1
             wait_s = min(2 * wait_s, _LONGEST_S)
         taken = time.monotonic() - sent
-        self._wait_s = min(max(4 * taken, 0.9 * self._wait_s, _SHORTEST_S), _LONGEST_S)
+        self._wait_s = min(max(4 * taken, 0.5 * self._wait_s, _SHORTEST_S), _LONGEST_S)
         return self._content(frame, reply)
 
-    def _reply(self, request: Frame, until: float, last: float) -> Frame | None:
+    def _reply(self, request: Frame, until: float) -> Frame | None:
         """The reply to ``request``, or None when it is time to send it again."""
         while True:
             now = time.monotonic()
             if now >= until:
                 return None
-            for frame in self._reader.feed(self.transport.read(until - now)):
+            damaged = self._reader.damaged
+            frames = self._reader.feed(self.transport.read(until - now))
+            if self._reader.damaged > damaged:  # perhaps the reply
+                until = min(until, now + _AGAIN_S)
+            for frame in frames:
                 if frame.answers(request):
                     return frame
                 if frame.kind == Kind.ERROR and frame.session == 0 and len(frame.body) == 6:
