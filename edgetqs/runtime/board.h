@@ -5,6 +5,7 @@
  * board_uart.c   one driver, chosen by the target file
  * board_mem.c    the memory functions that gcc may call
  * board_link.c   restart, image check and clock of the firmware that answers over the UART
+ * board_watchdog.c  one driver, chosen by the target file, or none
  * board_posix.c, board_link_posix.c  the same on Linux: standard input and output
  *
  * No C library is needed. Interrupts stay as they are after reset: off.
@@ -69,8 +70,11 @@ typedef struct {
 /* Called once, first of all. */
 const board_record *board_started(void);
 __attribute__((noreturn)) void board_restart(void);
-/* At least once a second, or a watchdog, where the board has one, restarts it. */
+/* A watchdog, where the target names one, restarts a program that does not call
+ * board_alive within some seconds. */
+void board_watchdog_start(void);
 void board_alive(void);
+int board_watchdog_was_it(void); /* whether the hardware says that it caused this start */
 
 /* ---- The image, as it was linked, against what is in flash ---- */
 

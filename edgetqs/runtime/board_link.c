@@ -22,6 +22,7 @@ extern uint8_t board_data_end[];
 /* ---- Restarts ---- */
 
 /* Start-up leaves this RAM as it is: after a power-up it holds anything. */
+#define EXCEPTION_NMI 2u /* nothing but a watchdog raises it here */
 #define KEPT_MARK 0x5AFE0B0Au
 static struct {
     uint32_t mark;
@@ -48,7 +49,10 @@ const board_record *board_started(void)
     if (kept.mark == KEPT_MARK && kept.sum == sum_of(&kept.record)) {
         started = kept.record;
     }
-    /* Unless the program says otherwise before it: */
+    if (board_watchdog_was_it() && started.cause != BOARD_FAULTED) {
+        started.cause = BOARD_WATCHDOG;
+    }
+    /* What the next start finds if this one ends without a word. */
     keep((board_record){.cause = BOARD_UNEXPECTED});
     return &started;
 }
@@ -72,12 +76,9 @@ __attribute__((noreturn)) void board_fault_restart(uint32_t exception, uint32_t 
 
 void board_fault_restart(uint32_t exception, uint32_t pc, uint32_t lr, uint32_t cfsr)
 {
-    keep((board_record){BOARD_FAULTED, exception, pc, lr, cfsr});
+    const uint32_t cause = exception == EXCEPTION_NMI ? BOARD_WATCHDOG : BOARD_FAULTED;
+    keep((board_record){cause, exception, pc, lr, cfsr});
     reset();
-}
-
-void board_alive(void)
-{
 }
 
 /* ---- Time ---- */

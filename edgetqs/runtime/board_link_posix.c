@@ -85,6 +85,10 @@ void board_restart(void)
     _exit(EXIT_RESTART);
 }
 
+void board_watchdog_start(void)
+{
+}
+
 void board_alive(void)
 {
 }

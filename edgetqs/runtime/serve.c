@@ -104,6 +104,7 @@ int main(void)
 {
     board_uart_init();
     served.record = board_started();
+    board_watchdog_start();
     (void)board_clock_kind();
     served.image = board_check_image();
     link_reader_init(&served.reader, served.request, sizeof served.request);
