@@ -88,13 +88,14 @@ def link_serving(
     """
     console = [] if target.kind == "bare" else [data_dir("runtime") / "board_posix.c"]
     clock = {"EDGETQS_CLOCK_HZ": f"{target.uart.clock_hz}u"} if target.uart is not None else {}
+    defines = {"EDGETQS_TARGET": f'"{target.name}"', **clock}
     objects = firmware.compile_sources(
-        target,
-        [*sources.model, *(sources.folder / name for name in _LINK), *hooks, *console],
-        work,
-        [sources.folder],
-        {"EDGETQS_TARGET": f'"{target.name}"', **clock},
-        sanitizers=sanitizers,
+        target, [*sources.model, *hooks, *console], work, [sources.folder], sanitizers=sanitizers
+    )
+    # The link waits for bytes: it is made small, not fast.
+    link = [sources.folder / name for name in _LINK]
+    objects += firmware.compile_sources(
+        target, link, work, [sources.folder], defines, optimise="-Os", sanitizers=sanitizers
     )
     image = _finish(target, objects, work, out, emulated=False, sanitizers=sanitizers, link=True)
     return seal(target, image)

@@ -1,6 +1,7 @@
 """The serving firmware on every emulated device: bits, restarts, and what happens when something breaks."""
 
 import random
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from edgetqs import elf, reference
 from edgetqs.dut import DeviceError, DeviceRestarted, DeviceSilent, Dut
 from edgetqs.errors import CheckFailed
 from edgetqs.faults import Faulty, Rates
+from edgetqs.firmware import toolchain
 from edgetqs.protocol import Code, Fault
+from edgetqs.seal import seal
 from edgetqs.serving import make
 from edgetqs.target import list_targets
 from edgetqs.transport import connect
@@ -22,14 +25,15 @@ pytestmark = pytest.mark.qemu
 BARE = [target.name for target in list_targets() if target.kind == "bare"]
 V8M = ["cortex-m33", "cortex-m55"]
 WATCHED = ["cortex-m3", "cortex-m4", "cortex-m7"]  # QEMU has no watchdog for the others
-#: A hook that does something once, between two frames.
+#: A hook that does something once after a power-up, between two frames.
 ONCE = """
+#include "serve.h"
 int board_sample_ready(float in[MODEL_INPUTS])
 {
     static unsigned polls;
     (void)in;
     ++polls;
-    if (polls == 20000u) {
+    if (polls == 20000u && served.record->cause == BOARD_POWER_UP) {
         %s
     }
     return 0;
@@ -152,16 +156,14 @@ def test_damaged_flash_gives_no_numbers(name, what):
     own = on(name)
     weights = max((s for s in elf.symbols(own.image) if s.name.endswith("_stored")), key=lambda s: s.bytes)
     end = max(s.address + s.bytes for s in elf.sections(own.image) if s.in_flash and not s.in_ram)
-    address = {"weights": weights.address + weights.bytes // 2, "cut": end - 64}.get(what)
-    if what == "code":
-        address = elf.symbol(own.image, "board_puts").address if False else elf.symbol(own.image, "serve_reset").address
-    place, old = address, _flash(own.image, address)
+    rows = next(s for s in elf.symbols(own.image) if s.name.startswith("edgetqs_rows") and s.is_function)
+    address = {"weights": weights.address + weights.bytes // 2, "code": rows.address + 8, "cut": end - 64}[what]
     if what == "cut":  # erased flash from there on
         image = own.image
         for word in range(address, end, 4):
             image = patched(image, f"cut-{name}", word, b"\xff" * 4)
     else:
-        image = patched(own.image, f"{what}-{name}", place, bytes([old ^ 0x10]))
+        image = patched(own.image, f"{what}-{name}", address, bytes([_flash(own.image, address) ^ 0x10]))
     with device(own, image) as dut:
         assert not dut.hello.image_intact
         assert [fault.code for fault in dut.notices] == [Code.IMAGE_DAMAGED]
@@ -195,13 +197,13 @@ def test_a_stack_that_is_too_small_gives_no_numbers(name):
             dut.state()
 
 
-DEEP = "volatile uint8_t deep[{bytes}]; for (unsigned k = {bytes}; k > 0u; --k) {{ deep[k - 1u] = 1; }}"
+DEEP = "volatile uint8_t deep[{0}]; for (unsigned k = {0}; k > 0u; --k) {{ deep[k - 1u] = 1; }} (void)deep[0];"
 
 
 @pytest.mark.parametrize("name", BARE)
 def test_a_stack_that_overflows_once_is_told(name):
     own = on(name)
-    hook = ONCE % DEEP.format(bytes=own.target.memory.stack_bytes)
+    hook = ONCE % DEEP.format(own.target.memory.stack_bytes)
     with device(own, own.link("deep", hook=hook)) as dut:
         if name in V8M:  # the core has a stack limit: it faults
             assert until_restarted(dut).detail == 2
@@ -250,13 +252,10 @@ def test_a_hook_that_never_lets_go_is_silence_without_a_watchdog():
 def test_what_the_link_takes():
     """Code and RAM of the link itself on a Cortex-M4, the model and the start-up left out."""
     own = on("cortex-m4")
-    from edgetqs.firmware import toolchain
-
-    import subprocess
-
     size = toolchain(own.target).objdump.replace("objdump", "size")
     assert own.image.is_file()
-    objects = [own.folder / "obj-link" / f"{name}.o" for name in ("serve", "serve_requests", "edgetqs_link", "board_link")]
+    names = "serve", "serve_requests", "edgetqs_link", "board_link", "board_watchdog"
+    objects = [own.folder / "obj-link" / f"{name}.o" for name in names]
     said = subprocess.run([size, *objects], capture_output=True, text=True, check=True).stdout
     text, data, bss = (sum(int(line.split()[k]) for line in said.splitlines()[1:]) for k in range(3))
     assert text <= 3000 and data + bss <= 1000
@@ -271,8 +270,6 @@ def test_an_image_too_large_for_the_device_is_told(tmp_path):
 
 
 def test_an_image_is_sealed_once():
-    from edgetqs.seal import seal
-
     own = on("cortex-m4")
     copy = own.folder / "twice.elf"
     copy.write_bytes(own.image.read_bytes())
