@@ -70,7 +70,7 @@ def patched(image: Path, name: str, address: int, data: bytes) -> Path:
 def until_restarted(dut: Dut) -> Fault:
     """Talk until the firmware starts anew; what it said of it."""
     with pytest.raises(DeviceRestarted):
-        for _ in range(100000):
+        for _ in range(3000):
             dut.reset()
     return dut.notices[0]
 
@@ -210,7 +210,7 @@ def test_a_stack_that_overflows_once_is_told(name):
             assert dut.greet().cause == "fault"
             return
         with pytest.raises(DeviceError, match="STACK_OVERFLOW"):
-            for _ in range(100000):
+            for _ in range(3000):
                 dut.reset()
 
 
@@ -242,7 +242,7 @@ def test_a_hook_that_never_lets_go_is_silence_without_a_watchdog():
     own = on("cortex-m4")
     image = own.link("stuck", replace(own.target, watchdog=None), ONCE % 'for (;;) { __asm__ volatile("nop"); }')
     with device(own, image, patience_s=2) as dut, pytest.raises(DeviceSilent):
-        for _ in range(100000):
+        for _ in range(3000):
             dut.reset()
 
 
