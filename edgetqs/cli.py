@@ -275,6 +275,7 @@ def build(
     from edgetqs import show
     from edgetqs.pipeline import Options
     from edgetqs.pipeline import build as run
+    from edgetqs.verdict import verdict
 
     project = _project(output, model, config)
     name = _target_name(project, target)
@@ -289,33 +290,7 @@ def build(
             show.report(output.console, figures)
             click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
     finally:  # a reader that went away changes no verdict
-        _verdict(figures, out)
-
-
-def _verdict(figures: dict[str, Any], out: Path) -> None:
-    """Raise ``CheckFailed`` for a build that was made but does not hold."""
-    links = figures["chain"]
-    for engine, detail in links["details"].items():
-        if links[engine] == "differs":
-            raise CheckFailed(
-                f"{engine} differs from the integer reference: {detail}",
-                str(out),
-                "this is a defect of edgetqs: please report it with the build folder",
-            )
-        if links[engine] == "not run":
-            click.echo(f"note: {engine} was not run: {detail}", err=True)
-    if not figures["firmware"]["fits"]:
-        firmware = figures["firmware"]
-        over = [
-            f"{name} {firmware[used] - firmware[limit]} bytes over"
-            for name, used, limit in (
-                ("flash", "flash_bytes", "flash_budget_bytes"),
-                ("RAM", "ram_bytes", "ram_budget_bytes"),
-                ("stack", "stack_bytes", "stack_budget_bytes"),
-            )
-            if firmware[used] > firmware[limit]
-        ]
-        raise CheckFailed(", ".join(over), str(out), "take a larger device or a smaller model")
+        verdict(figures, out)
 
 
 @cli.command()

@@ -148,10 +148,10 @@ class Dut:
         self._reader = Reader()
         return self.greet()
 
-    def request(self, kind: Kind, body: bytes = b"", *, patience_s: float | None = None) -> bytes:
+    def request(self, kind: int, body: bytes = b"", *, patience_s: float | None = None) -> bytes:
         """Send until the reply comes; its body. Raises ``DeviceError``, ``DeviceRestarted`` or ``DeviceSilent``."""
         if kind != Kind.HELLO and len(body) > self.hello.max_body:
-            raise BadInput(f"{len(body)} bytes are more than the firmware takes", kind.name.lower())
+            raise BadInput(f"{len(body)} bytes are more than the firmware takes", _name(kind))
         self._number = (self._number + 1) % 0x10000
         frame = Frame(kind, self._session, self._number, body)
         data = encode(frame)
@@ -165,7 +165,7 @@ class Dut:
                 break
             if time.monotonic() >= until:
                 raise DeviceSilent(
-                    "the device does not answer", kind.name, "is the build's link image on it, and the rate 115200?"
+                    "the device does not answer", _name(kind), "is the build's link image on it, and the rate 115200?"
                 )
             self.repeats += 1
             wait_s = min(2 * wait_s, _LONGEST_S)
@@ -181,23 +181,25 @@ class Dut:
                 return None
             damaged = self._reader.damaged
             frames = self._reader.feed(self.transport.read(until - now))
-            if self._reader.damaged > damaged:  # perhaps the reply
-                until = min(until, now + _AGAIN_S)
+            for frame in frames:
+                self._notice(frame)
             for frame in frames:
                 if frame.answers(request):
                     return frame
-                if frame.kind == Kind.ERROR and frame.session == 0 and len(frame.body) == 6:
-                    fault = Fault.parse(frame.body)
-                    if fault.code in (Code.BAD_FRAME, Code.OVERSIZED):
-                        until = min(until, now + _AGAIN_S)
-                    else:
-                        self.notices.append(fault)
+            unread = any(_code(frame) in (Code.BAD_FRAME, Code.OVERSIZED) for frame in frames)
+            if unread or self._reader.damaged > damaged:  # perhaps the request, perhaps the reply
+                until = min(until, now + _AGAIN_S)
+
+    def _notice(self, frame: Frame) -> None:
+        """Keep what the firmware says of itself unasked."""
+        if _code(frame) not in (None, Code.BAD_FRAME, Code.OVERSIZED):
+            self.notices.append(Fault.parse(frame.body))
 
     def _content(self, request: Frame, reply: Frame) -> bytes:
         if reply.kind != Kind.ERROR:
             return reply.body
         fault = Fault.parse(reply.body)
-        where = Kind(request.kind).name
+        where = _name(request.kind)
         if fault.code in (Code.NO_SESSION, Code.STALE):
             raise DeviceRestarted(
                 "the firmware does not know this session: it has started anew, or another program talks to it",
@@ -205,6 +207,15 @@ class Dut:
                 "begin again: greet it, then reset or restore its stream",
             )
         raise DeviceError(fault, where)
+
+
+def _name(kind: int) -> str:
+    return Kind(kind).name if kind in Kind.__members__.values() else f"kind {kind}"
+
+
+def _code(frame: Frame) -> int | None:
+    """The code of an ERROR that answers no request."""
+    return frame.body[0] if (frame.kind, frame.session, len(frame.body)) == (Kind.ERROR, 0, 6) else None
 
 
 def _hint(code: int) -> str:

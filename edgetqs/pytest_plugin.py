@@ -55,24 +55,29 @@ def figures(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def _transport(request: pytest.FixtureRequest, build: Any, figures: dict[str, Any]) -> Iterator[Any]:
+def _transport(
+    request: pytest.FixtureRequest,
+    build: Any,
+    figures: dict[str, Any],
+    record_testsuite_property: Callable[[str, object], None],
+) -> Iterator[Any]:
     from edgetqs.dut import Dut
     from edgetqs.transport import connect
 
     transport = connect(request.config.getoption("--device"), build.target, build.link_image)
     figures.update(identity(build, request.config))
+    for key in ("board_id", "firmware_sha256", "tool_version"):
+        record_testsuite_property(key, figures[key])
     figures["hello"] = _plain(Dut(transport).hello)
     yield transport
     transport.close()
 
 
 @pytest.fixture
-def dut(_transport: Any, record_property: Callable[[str, object], None], figures: dict[str, Any]) -> Any:
+def dut(_transport: Any) -> Any:
     """The device, greeted, its stream reset."""
     from edgetqs.dut import Dut
 
-    for key in ("board_id", "firmware_sha256", "tool_version"):
-        record_property(key, figures[key])
     device = Dut(_transport)
     device.reset()
     return device
@@ -126,5 +131,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--hil-report")
     if path is not None:
-        report = {"schema": 1, **session.config.stash[_FIGURES], "tests": session.config.stash[_OUTCOMES]}
+        figures: dict[str, Any] = session.config.stash[_FIGURES]
+        report = {"schema": 1, **figures, "tests": session.config.stash[_OUTCOMES]}
         Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import select
 import shutil
@@ -97,6 +98,7 @@ class Qemu(_Socket):
         self._target, self._image = target, image.resolve()
         self._folder = Path(tempfile.mkdtemp(prefix="edgetqs-qemu-"))
         self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)  # an emulator that is left behind takes a whole core
         try:
             self._start()
         except BaseException:
@@ -157,6 +159,7 @@ class Qemu(_Socket):
     def close(self) -> None:
         self._stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+        atexit.unregister(self.close)
 
 
 class Serial:

@@ -38,17 +38,9 @@ def test_flash_holds_what_was_linked(dut, build):
 )
 def test_what_cannot_be_done_is_refused(dut, kind, body, code):
     with pytest.raises(DeviceError) as error:
-        dut.request(_Number(kind), body)
+        dut.request(kind, body)
     assert error.value.code == code
     assert dut.stats().steps == 0
-
-
-class _Number(int):
-    """A kind that need not be one."""
-
-    @property
-    def name(self) -> str:
-        return f"kind {int(self)}"
 
 
 def test_a_restart_is_told(dut):

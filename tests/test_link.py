@@ -383,7 +383,9 @@ def test_a_sensor_of_ones_own_steps_the_stream(built):
         assert dut.forecast(5, future[:, known_of(built)]).tolist() == ahead.tolist()
 
 
-@pytest.mark.parametrize("spec", ["ttyACM0", "serial:", "serial:/dev/ttyACM0:fast", "tcp:localhost", "tcp::1", "qemu:x"])
+@pytest.mark.parametrize(
+    "spec", ["ttyACM0", "serial:", "serial:/dev/ttyACM0:fast", "tcp:localhost", "tcp::1", "qemu:x"]
+)
 def test_a_device_that_is_none(built, spec):
     with pytest.raises(BadInput):
         connect(spec, built.target, built.image)

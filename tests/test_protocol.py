@@ -88,9 +88,7 @@ def test_crc_of_the_check_string():
     assert crc16(b"123456789") == 0x29B1
 
 
-frames = st.builds(
-    Frame, st.integers(1, 0x7F), st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=600)
-)
+frames = st.builds(Frame, st.integers(1, 0x7F), st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=600))
 
 
 @given(st.lists(frames, min_size=1, max_size=4), st.lists(st.integers(1, 40), min_size=1))
