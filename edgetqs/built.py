@@ -29,6 +29,11 @@ class Build:
             raise ToolMissing("the build has no image that answers over the link", str(self.folder), why)
         return image
 
+    @property
+    def model_hash(self) -> str:
+        """What the firmware's HELLO must say."""
+        return self.record["model"]["sha256"][:16] or "an unnamed model"
+
     @cached_property
     def model(self) -> Any:
         """The ``IntegerModel`` that the firmware computes."""

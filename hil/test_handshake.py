@@ -11,7 +11,7 @@ def test_the_device_runs_this_build(dut, build):
     hello, record = dut.hello, build.record
     assert hello.version == protocol.VERSION
     assert hello.tool == f"edgetqs {record['tool_version']}"
-    assert hello.model_hash == record["model"]["sha256"][:16]
+    assert hello.model_hash == build.model_hash
     assert hello.plan_hash == record["plan"]["hash"]
     assert hello.target == build.target.name
     assert (hello.inputs, hello.outputs) == (len(build.model.inputs), len(build.model.outputs))
