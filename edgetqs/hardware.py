@@ -98,9 +98,9 @@ def _judge(
 def _arguments(folder: Path, device: str, wishes: Wishes, report: Path) -> list[str]:
     suite = data_dir("hil")
     made = [str(suite), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-p", "no:cacheprovider"]
-    made += ["-p", "edgetqs.pytest_plugin", "--build", str(folder.resolve()), "--device", device]
-    made += ["--hil-report", str(report.resolve())]
-    options = {"--board-id": wishes.board_id, "--steps": wishes.steps, "-k": wishes.select}
+    made += ["-p", "edgetqs.pytest_plugin", "--edgetqs-build", str(folder.resolve()), "--edgetqs-device", device]
+    made += ["--edgetqs-report", str(report.resolve())]
+    options = {"--edgetqs-board-id": wishes.board_id, "--edgetqs-steps": wishes.steps, "-k": wishes.select}
     made += [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return [*made, *(["--junit-xml", str(wishes.junit.resolve())] if wishes.junit else [])]
 

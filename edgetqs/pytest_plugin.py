@@ -1,8 +1,8 @@
 """The pytest plugin ``edgetqs``: fixtures that talk to a device which runs a build's link image.
 
-    pytest --build build/weather-cortex-m4 --device qemu
+    pytest --edgetqs-build build/weather-cortex-m4 --edgetqs-device qemu
 
-``build``, ``dut`` and ``cable`` serve the suite in ``hil/`` and tests of one's own. Without --build, tests that ask for
+``build``, ``dut`` and ``cable`` serve the suite in ``hil/`` and tests of one's own. Without a build, tests that ask for
 them are skipped.
 """
 
@@ -21,11 +21,13 @@ import edgetqs
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("edgetqs", "hardware in the loop")
-    group.addoption("--build", metavar="FOLDER", help="A build of edgetqs, whose link image is on the device.")
-    group.addoption("--device", metavar="SPEC", default="qemu", help="qemu, serial:PATH:BAUD or tcp:HOST:PORT. [qemu]")
-    group.addoption("--board-id", metavar="NAME", help="What reports call the board. [its target and SPEC]")
-    group.addoption("--steps", metavar="N", type=int, default=10000, help="Streaming steps. [10000]")
-    group.addoption("--hil-report", metavar="FILE", help="Write figures and outcomes as JSON.")
+    group.addoption("--edgetqs-build", metavar="FOLDER", help="A build of edgetqs, whose link image is on the device.")
+    group.addoption(
+        "--edgetqs-device", metavar="SPEC", default="qemu", help="qemu, serial:PATH:BAUD or tcp:HOST:PORT. [qemu]"
+    )
+    group.addoption("--edgetqs-board-id", metavar="NAME", help="What reports call the board. [its target and SPEC]")
+    group.addoption("--edgetqs-steps", metavar="N", type=int, default=10000, help="Streaming steps. [10000]")
+    group.addoption("--edgetqs-report", metavar="FILE", help="Write figures and outcomes as JSON.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,12 +41,12 @@ _OUTCOMES: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 @pytest.fixture(scope="session")
 def build(request: pytest.FixtureRequest) -> Any:
-    """The build of --build: ``record``, ``target``, ``model`` (the integer reference)."""
+    """The build of --edgetqs-build: ``record``, ``target``, ``model`` (the integer reference)."""
     from edgetqs.built import open_build
 
-    folder = request.config.getoption("--build")
+    folder = request.config.getoption("--edgetqs-build")
     if folder is None:
-        pytest.skip("no build: give one with --build FOLDER")
+        pytest.skip("no build: give one with --edgetqs-build FOLDER")
     return open_build(Path(folder))
 
 
@@ -64,7 +66,7 @@ def _transport(
     from edgetqs.dut import Dut
     from edgetqs.transport import connect
 
-    transport = connect(request.config.getoption("--device"), build.target, build.link_image)
+    transport = connect(request.config.getoption("--edgetqs-device"), build.target, build.link_image)
     figures.update(identity(build, request.config))
     for key in ("board_id", "firmware_sha256", "tool_version"):
         record_testsuite_property(key, figures[key])
@@ -99,9 +101,9 @@ def cable(_transport: Any, dut: Any) -> Callable[..., Any]:
 
 def identity(build: Any, config: pytest.Config) -> dict[str, Any]:
     """What a report is about."""
-    device = config.getoption("--device")
+    device = config.getoption("--edgetqs-device")
     return {
-        "board_id": config.getoption("--board-id") or f"{build.target.name}@{device}",
+        "board_id": config.getoption("--edgetqs-board-id") or f"{build.target.name}@{device}",
         "device": device,
         "target": build.target.name,
         "firmware_sha256": hashlib.sha256(build.link_image.read_bytes()).hexdigest(),
@@ -129,7 +131,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--hil-report")
+    path = session.config.getoption("--edgetqs-report")
     if path is not None:
         figures: dict[str, Any] = session.config.stash[_FIGURES]
         report = {"schema": 1, **figures, "tests": session.config.stash[_OUTCOMES]}

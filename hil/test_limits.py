@@ -36,7 +36,7 @@ def test_speed(dut, build, request, figures):
         dut.step(x)
     stats = dut.stats()
     assert 0 < stats.least_ticks <= stats.most_ticks < (2**24 if dut.hello.clock == "SysTick" else 2**32)
-    emulated = request.config.getoption("--device") == "qemu" and build.target.kind == "bare"
+    emulated = request.config.getoption("--edgetqs-device") == "qemu" and build.target.kind == "bare"
     figures["ticks_per_step"] = stats.most_ticks
     figures["ticks_are"] = "instructions, by SysTick in an emulator" if emulated else dut.hello.clock
     counted = build.record["cost"]["instructions_per_step"]

@@ -51,7 +51,7 @@ def test_golden_vectors_bit_for_bit(dut, vectors, known, figures):
 
 
 def test_thousands_of_streaming_steps(dut, build, request, figures):
-    model, steps = build.model, request.config.getoption("--steps")
+    model, steps = build.model, request.config.getoption("--edgetqs-steps")
     inputs, state = stream(model, steps, seed=21), reference.zero_state(model)
     for step, x in enumerate(inputs):
         y, state = reference.step(model, state, x)

@@ -203,8 +203,8 @@ def test_tests_of_ones_own_get_the_fixtures(folder, tmp_path):
         )
         return done.stdout
 
-    assert "2 passed" in run("--build", folder)
-    assert "1 passed, 1 skipped" in run() and "no build: give one with --build" in run()
+    assert "2 passed" in run("--edgetqs-build", folder)
+    assert "1 passed, 1 skipped" in run() and "no build: give one with --edgetqs-build" in run()
 
 
 # --- baselines ------------------------------------------------------------------------
