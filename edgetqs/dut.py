@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 #: Seconds for CHECK, which reads all of the flash.
 CHECK_S = 60.0
 #: Bounds of the time after which a request is sent again.
-_SHORTEST_S, _LONGEST_S = 0.05, 2.0
+_SHORTEST_S, _LONGEST_S = 0.03, 2.0
 #: After a frame that either side could not read, the request is sent again, but no sooner than this.
 _AGAIN_S = 0.02
 
@@ -172,7 +172,7 @@ class Dut:
             self.repeats += 1
             wait_s = min(2 * wait_s, _LONGEST_S)
         taken = time.monotonic() - sent
-        self._wait_s = min(max(4 * taken, 0.5 * self._wait_s, _SHORTEST_S), _LONGEST_S)
+        self._wait_s = min(max(3 * taken, 0.5 * self._wait_s, _SHORTEST_S), _LONGEST_S)
         return self._content(frame, reply)
 
     def _reply(self, request: Frame, until: float) -> Frame | None:

@@ -97,7 +97,7 @@ def test_the_suite_through_a_proxy_that_spoils_the_line(sample, tmp_path):
                 time.sleep(0.01)
             proxy = Proxy(uart, 200)
             proxy.start()
-            done = hil(folder, "--device", proxy.spec, "--steps", "500", "-k", "not cut_cable")
+            done = hil(folder, "--device", proxy.spec, "--steps", "300", "-k", "not cut_cable and not golden")
         finally:
             machine.kill()
     assert done.returncode == 0, done.stderr
