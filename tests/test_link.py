@@ -172,6 +172,22 @@ def test_a_request_that_comes_again_is_answered_alike_and_not_carried_out(dut, b
     assert dut.stats().steps == 1 and dut.stats().repeated == 3
 
 
+def test_a_reply_that_comes_again_with_the_next_is_not_taken_for_it(built):
+    class Stale(Tapped):
+        def __init__(self, transport) -> None:
+            super().__init__(transport)
+            self.before = b""
+            self.read = self.again
+
+        def again(self, timeout_s: float) -> bytes:
+            data = self.inner.read(timeout_s)
+            before, self.before = self.before, data or self.before
+            return before + data if data else b""
+
+    with Dut(Stale(connect("qemu", built.target, built.image))) as dut:
+        assert play(dut, built, 30) == []
+
+
 def test_an_old_request_is_refused(tapped, built):
     dut, transport = tapped
     for k in range(3):

@@ -173,6 +173,26 @@ def test_damaged_flash_gives_no_numbers(name, what):
         assert dut.stats().steps == 0
 
 
+def test_initial_values_are_checked_too():
+    own = on("cortex-m4")
+    hook = """
+    static volatile uint32_t table[4] = {0x11223344u, 2u, 3u, 4u};
+    int board_sample_ready(float in[MODEL_INPUTS])
+    {
+        in[0] = (float)table[0];
+        return 0;
+    }
+    """
+    image = own.link("initial", hook=hook)
+    with device(own, image) as dut:
+        assert dut.hello.image_intact and dut.check()
+    content = image.read_bytes()
+    place = content.index(bytes.fromhex("44332211"))
+    image.write_bytes(content[:place] + b"\x45" + content[place + 1 :])
+    with device(own, image) as dut:
+        assert not dut.hello.image_intact
+
+
 def _flash(image: Path, address: int) -> int:
     from elftools.elf.elffile import ELFFile
 
