@@ -29,6 +29,7 @@ def save(model: IntegerModel, path: Path) -> None:
     """Write ``model`` to ``path``, a ``.npz``."""
     arrays: dict[str, np.ndarray] = {}
     tree = json.dumps(_to_json(model, arrays))
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **{_TREE: np.array(tree)}, **arrays)  # type: ignore[arg-type]
 
 
