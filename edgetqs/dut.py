@@ -28,6 +28,7 @@ CHECK_S = 60.0
 _SHORTEST_S, _LONGEST_S = 0.03, 2.0
 #: After a frame that either side could not read, the request is sent again, but no sooner than this.
 _AGAIN_S = 0.02
+_SILENT = "is the build's link image on it, and the rate 115200?"
 
 
 class DeviceError(CheckFailed):
@@ -166,9 +167,7 @@ class Dut:
             if reply is not None:
                 break
             if time.monotonic() >= until:
-                raise DeviceSilent(
-                    "the device does not answer", _name(kind), "is the build's link image on it, and the rate 115200?"
-                )
+                raise DeviceSilent(f"the device does not answer{self._said()}", _name(kind), _SILENT)
             self.repeats += 1
             wait_s = min(2 * wait_s, _LONGEST_S)
         taken = time.monotonic() - sent
@@ -191,6 +190,12 @@ class Dut:
             unread = any(_code(frame) in (Code.BAD_FRAME, Code.OVERSIZED) for frame in frames)
             if unread or self._reader.damaged > damaged:  # perhaps the request, perhaps the reply
                 until = min(until, now + _AGAIN_S)
+
+    def _said(self) -> str:
+        if not self.notices:
+            return ""
+        last = self.notices[-1]
+        return f"; the last that it said of itself, of {len(self.notices)} times, is {last.name} (detail {last.detail})"
 
     def _notice(self, frame: Frame) -> None:
         """Keep what the firmware says of itself unasked."""

@@ -22,6 +22,9 @@ def verdict(figures: dict[str, Any], out: Path) -> None:
             )
         if links[engine] == "not run":
             click.echo(f"note: {engine} was not run: {detail}", err=True)
+    if not figures["link"]["fits"]:
+        why = figures["link"].get("why", "its stack may need more than is set aside")
+        click.echo(f"note: the image that answers over the link does not fit the device: {why}", err=True)
     if not figures["firmware"]["fits"]:
         firmware = figures["firmware"]
         over = [
