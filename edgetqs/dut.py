@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 #: Seconds for CHECK, which reads all of the flash.
 CHECK_S = 60.0
 #: Bounds of the time after which a request is sent again.
-_SHORTEST_S, _LONGEST_S = 0.03, 2.0
+_SHORTEST_S, _LONGEST_S = 0.03, 0.5
 #: After a frame that either side could not read, the request is sent again, but no sooner than this.
 _AGAIN_S = 0.02
 _SILENT = "is the build's link image on it, and the rate 115200?"
