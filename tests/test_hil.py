@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 def hil(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgetqs", "hil", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
 
 
 @contextlib.contextmanager

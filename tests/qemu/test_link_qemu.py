@@ -25,14 +25,14 @@ pytestmark = pytest.mark.qemu
 BARE = [target.name for target in list_targets() if target.kind == "bare"]
 V8M = ["cortex-m33", "cortex-m55"]
 WATCHED = ["cortex-m3", "cortex-m4", "cortex-m7"]  # QEMU has no watchdog for the others
-#: A hook that does something once after a power-up and a greeting, between two frames.
+#: A hook that does something once after a power-up and a step, between two frames.
 ONCE = """
 #include "serve.h"
 int board_sample_ready(float in[MODEL_INPUTS])
 {
     static unsigned polls;
     (void)in;
-    polls += served.session != 0u;
+    polls += served.most != 0u;
     if (polls == 20000u && served.record->cause == BOARD_POWER_UP) {
         %s
     }
@@ -71,7 +71,7 @@ def until_restarted(dut: Dut) -> Fault:
     """Talk until the firmware starts anew; what it said of it."""
     with pytest.raises(DeviceRestarted):
         for _ in range(3000):
-            dut.reset()
+            dut.step([0] * dut.hello.inputs)
     return dut.notices[0]
 
 
@@ -231,7 +231,7 @@ def test_a_stack_that_overflows_once_is_told(name):
             return
         with pytest.raises(DeviceError, match="STACK_OVERFLOW"):
             for _ in range(3000):
-                dut.reset()
+                dut.step([0] * dut.hello.inputs)
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -263,7 +263,7 @@ def test_a_hook_that_never_lets_go_is_silence_without_a_watchdog():
     image = own.link("stuck", replace(own.target, watchdog=None), ONCE % 'for (;;) { __asm__ volatile("nop"); }')
     with device(own, image, patience_s=2) as dut, pytest.raises(DeviceSilent):
         for _ in range(3000):
-            dut.reset()
+            dut.step([0] * dut.hello.inputs)
 
 
 # --- size -----------------------------------------------------------------------------
