@@ -24,14 +24,14 @@ demo: $(VENV)/demo tools
 	$(BIN)/edgetqs build --target cortex-m4 --force
 
 test: $(VENV)/test test-tools
-	$(BIN)/ruff format --check edgetqs tests tools bench
-	$(BIN)/ruff check edgetqs tests tools bench
+	$(BIN)/ruff format --check edgetqs tests tools bench hil
+	$(BIN)/ruff check edgetqs tests tools bench hil
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/test
-	$(BIN)/ruff format edgetqs tests tools bench
-	$(BIN)/ruff check --fix edgetqs tests tools bench
+	$(BIN)/ruff format edgetqs tests tools bench hil
+	$(BIN)/ruff check --fix edgetqs tests tools bench hil
 	$(BIN)/mypy
 
 fuzz: $(VENV)/fuzz

@@ -276,6 +276,7 @@ def build(
     from edgetqs import show
     from edgetqs.pipeline import Options
     from edgetqs.pipeline import build as run
+    from edgetqs.verdict import verdict
 
     project = _project(output, model, config)
     name = _target_name(project, target)
@@ -290,33 +291,7 @@ def build(
             show.report(output.console, figures)
             click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
     finally:  # a reader that went away changes no verdict
-        _verdict(figures, out)
-
-
-def _verdict(figures: dict[str, Any], out: Path) -> None:
-    """Raise ``CheckFailed`` for a build that was made but does not hold."""
-    links = figures["chain"]
-    for engine, detail in links["details"].items():
-        if links[engine] == "differs":
-            raise CheckFailed(
-                f"{engine} differs from the integer reference: {detail}",
-                str(out),
-                "this is a defect of edgetqs: please report it with the build folder",
-            )
-        if links[engine] == "not run":
-            click.echo(f"note: {engine} was not run: {detail}", err=True)
-    if not figures["firmware"]["fits"]:
-        firmware = figures["firmware"]
-        over = [
-            f"{name} {firmware[used] - firmware[limit]} bytes over"
-            for name, used, limit in (
-                ("flash", "flash_bytes", "flash_budget_bytes"),
-                ("RAM", "ram_bytes", "ram_budget_bytes"),
-                ("stack", "stack_bytes", "stack_budget_bytes"),
-            )
-            if firmware[used] > firmware[limit]
-        ]
-        raise CheckFailed(", ".join(over), str(out), "take a larger device or a smaller model")
+        verdict(figures, out)
 
 
 @cli.command()
@@ -334,6 +309,30 @@ def emulate(output: Output, folder: Path, timeout: int) -> None:
         click.echo(run.uart or run.log, nl=False)
     if run.exit_code != 0:
         raise CheckFailed(f"the firmware ended with exit code {run.exit_code}", str(folder), run.log.strip()[-500:])
+
+
+@cli.command()
+@click.argument("folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--device", metavar="SPEC", default="qemu", help="qemu, serial:PATH:BAUD or tcp:HOST:PORT. [qemu]")
+@click.option("--board-id", metavar="NAME", help="What reports call the board. [its target and SPEC]")
+@click.option("--steps", type=click.IntRange(min=1), help="Streaming steps. [10000]")
+@click.option("-k", "select", metavar="EXPR", help="Only tests whose names match, as for pytest.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write figures and outcomes as JSON.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Figures that must not get worse.")
+@click.option("--update-baseline", is_flag=True, help="Write this run's figures into --baseline.")
+@click.pass_obj
+def hil(output: Output, folder: Path, device: str, **wishes: Any) -> None:
+    """Run the hardware-in-the-loop suite on a device that has BUILD's link image, or on its emulator."""
+    from edgetqs.hardware import Wishes, run
+
+    outcome = run(folder, device, Wishes(**wishes))
+    if output.as_json:
+        output.json({**outcome.report, "differences": outcome.differences})
+        return
+    for difference in outcome.differences or ():
+        click.echo(str(difference))
+    click.echo(f"{outcome.report['board_id']}: {len(outcome.report['tests'])} tests, none failed")
 
 
 @cli.command()

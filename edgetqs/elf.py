@@ -68,6 +68,31 @@ def code_bytes(elf: Path) -> int:
     return sum(section.bytes for section in sections(elf) if section.executable)
 
 
+def section_place(elf: Path, name: str) -> int | None:
+    """Where in the file the section's bytes start; None if it is not there."""
+    with elf.open("rb") as stream:
+        section = _open(stream, elf).get_section_by_name(name)
+        return None if section is None else int(section["sh_offset"])
+
+
+def flash_pieces(elf: Path) -> list[bytes]:
+    """What a bare image puts into flash from its first byte on, gaps as they are loaded: code and
+    constants, then the initial values of ``.data``."""
+    with elf.open("rb") as stream:
+        image = _open(stream, elf)
+        constants = [image.get_section_by_name(name) for name in (".text", ".rodata")]
+        start = constants[0]["sh_addr"]
+        end = max(section["sh_addr"] + section["sh_size"] for section in constants if section is not None)
+        for segment in image.iter_segments("PT_LOAD"):
+            if segment["p_paddr"] <= start and end <= segment["p_paddr"] + segment["p_filesz"]:
+                code = segment.data()[start - segment["p_paddr"] : end - segment["p_paddr"]]
+                break
+        else:
+            raise CheckFailed("code and constants are not one piece of flash", str(elf))
+        data = image.get_section_by_name(".data")
+        return [code, data.data() if data is not None and data["sh_type"] != "SHT_NOBITS" else b""]
+
+
 def is_thumb(elf: Path) -> bool:
     """Whether it is a Cortex-M image, or another that starts in Thumb code."""
     with elf.open("rb") as stream:

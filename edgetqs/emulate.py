@@ -149,6 +149,21 @@ def _command(target: Target, elf: Path, plugin: list[str], icount: bool) -> list
     return [*command, *plugin, "-kernel", str(elf)]
 
 
+def serving_command(target: Target, elf: Path, uart: Path) -> list[str]:
+    """What runs a "bare" link.elf; its UART is a socket at the path ``uart``, which the machine waits for at first.
+
+    Its ticks are proportional to instructions; see ``instructions_of_ticks``.
+    """
+    command = [_qemu(target), "-M", target.qemu.machine, "-display", "none", "-monitor", "none"]
+    command += ["-chardev", f"socket,id=uart,path={uart},server=on,wait=on", "-serial", "chardev:uart"]
+    return [*command, "-icount", f"shift={_ICOUNT_SHIFT}", "-kernel", str(elf)]
+
+
+def program_command(target: Target, elf: Path) -> list[str]:
+    """What runs a program for Linux, or for this computer."""
+    return _command(target, elf, [], False)
+
+
 def _qemu(target: Target) -> str:
     name = target.qemu.program
     program = shutil.which(name)

@@ -59,11 +59,13 @@ def toolchain(target: Target) -> Toolchain:
     return Toolchain(gcc, str(found["objdump"]), str(found["objcopy"]), version)
 
 
-def board_sources(target: Target) -> list[Path]:
-    """The start-up code that every image of a "bare" target needs; nothing for the others."""
-    if target.kind != "bare":
-        return []
-    return [data_dir("runtime") / name for name in ("board_start.c", "board_uart.c", "board_mem.c")]
+def board_sources(target: Target, *, link: bool = False) -> list[Path]:
+    """The start-up code that every image of a "bare" target needs; with ``link`` what serving takes besides."""
+    bare = target.kind == "bare"
+    names = ["board_start.c", "board_uart.c", "board_mem.c"] if bare else []
+    if link:
+        names += ["board_link.c", "board_watchdog.c"] if bare else ["board_link_posix.c"]
+    return [data_dir("runtime") / name for name in names]
 
 
 def port_sources(target: Target) -> list[Path]:
@@ -82,6 +84,10 @@ def board_defines(target: Target, *, emulated: bool) -> dict[str, str]:
         defines[f"EDGETQS_UART_{target.uart.driver.upper()}"] = "1"
         defines["EDGETQS_UART_BASE"] = f"{target.uart.base:#x}u"
         defines["EDGETQS_UART_CLOCK_HZ"] = f"{target.uart.clock_hz}u"
+    if target.watchdog is not None:
+        defines[f"EDGETQS_WATCHDOG_{target.watchdog.driver.upper()}"] = "1"
+        defines["EDGETQS_WATCHDOG_BASE"] = f"{target.watchdog.base:#x}u"
+        defines["EDGETQS_WATCHDOG_CLOCK_HZ"] = f"{target.watchdog.clock_hz}u"
     return defines
 
 

@@ -5,6 +5,7 @@
 ``firmware.bin``    what is written to flash
 ``firmware.elf``    the application, as it is flashed
 ``emulated.elf``    the same, ending its emulator with an exit code
+``link.elf``        the model behind the link of docs/protocol.md, sealed; ``link.bin`` is what flash gets
 ``harness.elf``     the model with the test harness
 """
 
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetqs import firmware
 from edgetqs.layout import layout_of
 from edgetqs.paths import data_dir
+from edgetqs.seal import seal
 from edgetqs.target import Target
 
 #: The runtime's files that every generated model needs; its layout names more.
@@ -30,6 +32,7 @@ _AS_CALLED = (
     (r"edgetqs_softmax\(", ("edgetqs_softmax.c", "exp_table.inc")),
     (r"edgetqs_layer_normalize\(", ("edgetqs_normalize.c", "rsqrt_table.inc")),
 )
+_LINK = ("serve.c", "serve_requests.c", "edgetqs_link.c")
 #: Room given to images that are only measured, so that linking tells sizes instead of failing.
 _AMPLE = 1 << 26
 #: The harness may be this much larger than the device's flash; emulated flash is larger still.
@@ -51,7 +54,7 @@ def write_sources(folder: Path, texts: Mapping[str, str], kernels: str) -> Sourc
         (folder / name).write_text(text, encoding="utf-8")
     called = [name for call, names in _AS_CALLED for name in names if any(re.search(call, t) for t in texts.values())]
     runtime = (*_RUNTIME, *called, layout_of(kernels).cells, *layout_of(kernels).sources)
-    for name in (*runtime, *_HEADERS, "app.c"):
+    for name in (*runtime, *_HEADERS, "app.c", *_LINK, "serve.h", "edgetqs_link.h"):
         shutil.copyfile(data_dir("runtime") / name, folder / name)
     generated = [name for name in texts if name.endswith(".c")]
     compiled = [name for name in runtime if name.endswith((".c", ".S"))]
@@ -63,7 +66,7 @@ def write_board(target: Target, folder: Path) -> None:
     if target.kind != "bare":
         return
     folder.mkdir()
-    for source in (*firmware.board_sources(target), data_dir("runtime") / "semihost.h"):
+    for source in (*firmware.board_sources(target, link=True), data_dir("runtime") / "semihost.h"):
         shutil.copyfile(source, folder / source.name)
     firmware.write_linker_script(target, folder / "link.ld")
 
@@ -76,6 +79,34 @@ def link_application(target: Target, sources: Sources, work: Path, out: Path, *,
 def link_ample(target: Target, sources: Sources, work: Path, out: Path) -> Path:
     """The application linked for an ample device, to be measured."""
     return _link(_larger(target, flash=_AMPLE, ram=_AMPLE), sources, work, out, sources.folder / "app.c")
+
+
+def link_serving(
+    target: Target,
+    sources: Sources,
+    work: Path,
+    out: Path,
+    *,
+    hooks: Sequence[Path] = (),
+    sanitizers: bool = False,
+) -> int:
+    """The image that answers over the link, sealed with the CRC-32 that comes back.
+
+    ``hooks`` are sources of the user's own that replace hooks. Raises ``CheckFailed`` if it does not fit the device.
+    """
+    console = [] if target.kind == "bare" else [data_dir("runtime") / "board_posix.c"]
+    clock = {"EDGETQS_CLOCK_HZ": f"{target.uart.clock_hz}u"} if target.uart is not None else {}
+    defines = {"EDGETQS_TARGET": f'"{target.name}"', **clock}
+    objects = firmware.compile_sources(
+        target, [*sources.model, *hooks, *console], work, [sources.folder], sanitizers=sanitizers
+    )
+    # The link waits for bytes: it is made small, not fast.
+    link = [sources.folder / name for name in _LINK]
+    objects += firmware.compile_sources(
+        target, link, work, [sources.folder], defines, optimise="-Os", sanitizers=sanitizers
+    )
+    image = _finish(target, objects, work, out, emulated=False, sanitizers=sanitizers, link=True)
+    return seal(target, image)
 
 
 def link_harness(
@@ -112,13 +143,21 @@ def _link(target: Target, sources: Sources, work: Path, out: Path, main: Path, *
 
 
 def _finish(
-    target: Target, objects: list[Path], work: Path, out: Path, *, emulated: bool, sanitizers: bool = False
+    target: Target,
+    objects: list[Path],
+    work: Path,
+    out: Path,
+    *,
+    emulated: bool,
+    sanitizers: bool = False,
+    link: bool = False,
 ) -> Path:
     """Add the board and link."""
     script = None
+    board = firmware.board_sources(target, link=link)
+    defines = {**firmware.board_defines(target, emulated=emulated), **({"EDGETQS_LINK": "1"} if link else {})}
+    objects = objects + firmware.compile_sources(target, board, work, (), defines, sanitizers=sanitizers)
     if target.kind == "bare":
-        defines = firmware.board_defines(target, emulated=emulated)
-        objects = objects + firmware.compile_sources(target, firmware.board_sources(target), work, (), defines)
         script = firmware.write_linker_script(target, work / "link.ld")
     return firmware.link(target, objects, out, script, sanitizers=sanitizers)
 

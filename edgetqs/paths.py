@@ -8,10 +8,10 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_dir(name: str) -> Path:
-    """The folder ``name``: ``runtime``, ``templates`` or ``targets``.
+    """The folder ``name``: ``runtime``, ``templates``, ``targets`` or ``hil``.
 
     A wheel carries all of them inside the package; a checkout (an editable
-    install) keeps ``templates`` and ``targets`` beside it.
+    install) keeps all but ``runtime`` beside it.
     """
     packed = _PACKAGE / name
     if packed.is_dir():

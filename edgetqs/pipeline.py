@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 import edgetqs
-from edgetqs import elf, emulate, firmware, images, planner
+from edgetqs import elf, emulate, firmware, images, planner, serving
+from edgetqs.built import open_build
 from edgetqs.curvature import Curvature, curvature
 from edgetqs.emit_c import Replay, c_name, emit_c, stored_bytes
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing, Unsupported
 from edgetqs.evaluate import data_cases, denormalise, evaluate
 from edgetqs.integer import IntegerModel
+from edgetqs.integer_file import save
 from edgetqs.model import Forecaster
 from edgetqs.observe import Observation, observe
 from edgetqs.planner import Plan
@@ -189,6 +191,9 @@ def _build(project: Project, target: Target, folder: Path, options: Options, pro
     image, objects = folder / "firmware.elf", folder / "obj"
     memory = measure(target, image, objects, context.flash_budget, root, proof.stack_measured_bytes)
     report = record(forecaster, context.scores, chosen, context.rounding, file, memory, proof, rollout, target)
+    progress("linking the image that answers over the link")
+    report["link"] = serving.make(target, sources, folder)
+    save(model, folder / "golden" / "model.npz")
     (folder / "plan.json").write_text(json.dumps(chosen.to_json(), indent=1) + "\n", encoding="utf-8")
     (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -203,12 +208,7 @@ def _tidy(folder: Path) -> None:
 
 def run_firmware(folder: Path, timeout_s: int) -> emulate.Run:
     """Run a finished build's application in its emulator."""
-    try:
-        name = json.loads((folder / "build.json").read_text(encoding="utf-8"))["target"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise BadInput("not a build", str(folder), "make one with `edgetqs build`") from error
-    own = folder / f"{name}.toml"
-    target = load_target(own if own.is_file() else name)
+    target = open_build(folder).target
     image = folder / ("emulated.elf" if target.kind == "bare" else "firmware.elf")
     if not image.is_file():
         raise ToolMissing("the build has no image for the emulator", str(folder), "install QEMU and build again")

@@ -76,7 +76,7 @@ def record(
 
 
 def measure(
-    target: Target, image: Path, objects: Path, flash_budget: int, root: str, painted: int | None
+    target: Target, image: Path, objects: Path, flash_budget: int, root: str, painted: int | None = None
 ) -> dict[str, Any]:
     """What the linked image takes of flash, RAM and stack, against the device. ``root`` is where the stack begins."""
     bound = stack_bound(objects, image, root, firmware.toolchain(target).objdump)
@@ -85,7 +85,7 @@ def measure(
         flash <= flash_budget and ram <= target.ram_budget_bytes and bound.bytes <= target.memory.stack_bytes
     )
     return {
-        "elf": "firmware.elf",
+        "elf": image.name,
         "flash_bytes": flash,
         "ram_bytes": ram,
         "stack_bytes": bound.bytes,

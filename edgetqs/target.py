@@ -54,6 +54,13 @@ class Uart:
 
 
 @dataclass(frozen=True, slots=True)
+class Watchdog:
+    driver: Literal["cmsdk", "stm32", "nrf51"]  # see runtime/board_watchdog.c
+    base: int
+    clock_hz: int
+
+
+@dataclass(frozen=True, slots=True)
 class Qemu:
     program: str
     machine: str = ""  # of a system emulator
@@ -70,6 +77,7 @@ class Target:
     cpu: Cpu
     qemu: Qemu
     uart: Uart | None = None
+    watchdog: Watchdog | None = None
     memory: Memory = Memory()
     note: str = ""
 

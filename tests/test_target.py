@@ -102,9 +102,10 @@ def test_all_mistakes_at_once_each_with_file_and_key(tmp_path):
     )
     with pytest.raises(BadInput) as caught:
         load_target(path)
-    for key in ("memory.flash_bytes", "memory.ram_kb", "uart.driver", "qemu.speed", "title", "cpu.kernels"):
+    keys = "memory.flash_bytes memory.ram_kb uart.driver watchdog.driver qemu.speed title cpu.kernels"
+    for key in keys.split():
         assert f"{path}: {key}: " in str(caught.value)
-    assert "6 mistakes" in str(caught.value)
+    assert "7 mistakes" in str(caught.value)
 
 
 @pytest.mark.parametrize(

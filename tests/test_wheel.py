@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name) for name in archive.namelist()}
     assert {path.parts[0].partition("-")[0] for path in names} == {"edgetqs"}
-    for folder in ("edgetqs", "edgetqs/runtime", "edgetqs/sample", "templates", "targets"):
+    for folder in ("edgetqs", "edgetqs/runtime", "edgetqs/sample", "templates", "targets", "hil"):
         inside = Path(folder) if folder.startswith("edgetqs") else Path("edgetqs", folder)
         here = {inside / path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert here
@@ -58,9 +58,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def test_it_is_the_wheel_that_runs(installed, tmp_path):
-    code = "import edgetqs.paths as p; print(p.__file__, *map(p.data_dir, ['runtime', 'templates', 'targets']))"
+    code = "import edgetqs.paths as p; print(p.__file__, *map(p.data_dir, ['runtime', 'templates', 'targets', 'hil']))"
     where = run(installed, sys.executable, "-c", code, cwd=tmp_path).split()
-    assert len(where) == 4
+    assert len(where) == 5
     assert all(Path(path).is_relative_to(installed) for path in where)
 
 
@@ -80,3 +80,4 @@ def test_a_build(installed, tmp_path):
     record = json.loads(run(installed, program, "build", "small.keras", "--target", "x86", "--json", cwd=tmp_path))
     assert set(record["chain"]["details"]) == {"litert", "host", "emulator", "application"}
     assert {record["chain"][engine] for engine in record["chain"]["details"]} == {"exact"}
+    assert "none failed" in run(installed, program, "hil", "build/small-x86", "--steps", "20", cwd=tmp_path)

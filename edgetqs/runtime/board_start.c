@@ -21,6 +21,7 @@
 #define SCB_CPACR_FPU_FULL_ACCESS (0xFu << 20)
 
 #define STACK_PAINT 0x57AC57AC
+#define STACK_GUARD_WORDS 8u
 #define AS_TEXT(macro) AS_TEXT_EXPANDED(macro)
 #define AS_TEXT_EXPANDED(text) #text
 
@@ -39,6 +40,10 @@ void Reset_Handler(void);
 void board_fault(void);
 void board_start(void);
 void board_fault_report(uint32_t sp, uint32_t pc, uint32_t lr);
+#ifdef EDGETQS_LINK
+/* In board_link.c: keeps the record, restarts, reports over the link. */
+__attribute__((noreturn)) void board_fault_restart(uint32_t exception, uint32_t pc, uint32_t lr, uint32_t cfsr);
+#endif
 
 typedef union {
     void (*handler)(void);
@@ -120,6 +125,19 @@ __attribute__((naked)) void board_fault(void)
         "bl board_fault_report\n");
 }
 
+#if __ARM_ARCH_ISA_THUMB == 2
+#define FAULT_STATUS SCB_CFSR
+#else
+#define FAULT_STATUS 0u
+#endif
+
+#ifdef EDGETQS_LINK
+__attribute__((noreturn, used)) void board_fault_report(uint32_t sp, uint32_t pc, uint32_t lr)
+{
+    (void)sp;
+    board_fault_restart(SCB_ICSR & 0x1FFu, pc, lr, FAULT_STATUS);
+}
+#else
 static void put_field(const char *name, uint32_t value)
 {
     board_puts(name);
@@ -139,6 +157,7 @@ __attribute__((noreturn, used)) void board_fault_report(uint32_t sp, uint32_t pc
     board_putc('\n');
     board_exit(BOARD_EXIT_FAULT);
 }
+#endif
 
 /* In assembly, so that no frame of its own lies where it paints. */
 __attribute__((naked)) void board_stack_repaint(void)
@@ -162,6 +181,25 @@ uint32_t board_stack_peak(void)
         word++;
     }
     return (uint32_t)board_stack_top - (uint32_t)word;
+}
+
+uint32_t board_stack_size(void)
+{
+    return (uint32_t)board_stack_top - (uint32_t)board_stack_limit;
+}
+
+/* Several words: a frame may leave some of its own as they were. */
+int board_stack_intact(void)
+{
+    const volatile uint32_t *word = board_stack_limit;
+    unsigned count;
+
+    for (count = 0; count < STACK_GUARD_WORDS; count++) {
+        if (word[count] != STACK_PAINT) {
+            return 0;
+        }
+    }
+    return 1;
 }
 
 uint32_t board_ticks(void)

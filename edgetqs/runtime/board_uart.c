@@ -3,7 +3,7 @@
  *   EDGETQS_UART_CMSDK, EDGETQS_UART_STM32 or EDGETQS_UART_NRF51
  *   EDGETQS_UART_BASE      address of its registers
  *   EDGETQS_UART_CLOCK_HZ  clock that its baud rate is divided from
- * Each driver is three functions: init, putc, getc.
+ * Each driver is three functions: init, putc, poll.
  */
 #include "board.h"
 
@@ -36,11 +36,9 @@ void board_putc(char c)
     DATA = (uint8_t)c;
 }
 
-int board_getc(void)
+int board_poll(void)
 {
-    while ((STATE & STATE_RX_FULL) == 0u) {
-    }
-    return (int)(DATA & 0xFFu);
+    return (STATE & STATE_RX_FULL) != 0u ? (int)(DATA & 0xFFu) : -1;
 }
 
 #elif defined(EDGETQS_UART_STM32)
@@ -86,11 +84,10 @@ void board_putc(char c)
     DR = (uint8_t)c;
 }
 
-int board_getc(void)
+/* Reading SR and then DR also ends an overrun, which RXNE comes with. */
+int board_poll(void)
 {
-    while ((SR & SR_RXNE) == 0u) {
-    }
-    return (int)(DR & 0xFFu);
+    return (SR & SR_RXNE) != 0u ? (int)(DR & 0xFFu) : -1;
 }
 
 #elif defined(EDGETQS_UART_NRF51)
@@ -130,9 +127,10 @@ void board_putc(char c)
     }
 }
 
-int board_getc(void)
+int board_poll(void)
 {
-    while (EVENTS_RXDRDY == 0u) {
+    if (EVENTS_RXDRDY == 0u) {
+        return -1;
     }
     EVENTS_RXDRDY = 0u;
     return (int)(RXD & 0xFFu);
@@ -141,6 +139,16 @@ int board_getc(void)
 #else
 #error "no UART driver chosen: see the top of this file"
 #endif
+
+int board_getc(void)
+{
+    int byte;
+
+    do {
+        byte = board_poll();
+    } while (byte < 0);
+    return byte;
+}
 
 void board_puts(const char *text)
 {
