@@ -326,10 +326,9 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, stage):
     [
         (lambda f: replace(f, name="int"), "'int' cannot be the name of a C module"),
         (
-            lambda f: replace(f, layers=(replace(f.layers[0], activation="relu"), f.layers[1])),
+            lambda f: replace(f, layers=(replace(f.layers[0], recurrent_activation="relu"), f.layers[1])),
             "'relu' cannot be deployed",
         ),
-        (lambda f: replace(f, layers=(replace(f.layers[0], go_backwards=True), f.layers[1])), "go_backwards cannot"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_any_work(tmp_path, change, complaint):
