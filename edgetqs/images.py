@@ -87,7 +87,7 @@ def link_serving(
     ``hooks`` are sources of the user's own that replace hooks. Raises ``CheckFailed`` if it does not fit the device.
     """
     console = [] if target.kind == "bare" else [data_dir("runtime") / "board_posix.c"]
-    clock = {"EDGETQS_CLOCK_HZ": f"{target.uart.clock_hz}u"} if target.uart is not None else {}
+    clock = {"EDGETQS_CLOCK_HZ": f"{target.clock_hz}u"} if target.clock_hz else {}
     defines = {"EDGETQS_TARGET": f'"{target.name}"', **clock}
     objects = firmware.compile_sources(
         target, [*sources.model, *hooks, *console], work, [sources.folder], sanitizers=sanitizers
