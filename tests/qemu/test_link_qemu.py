@@ -244,7 +244,7 @@ def test_a_fault_restarts_the_firmware_which_tells(name):
         stats, hook = dut.stats(), elf.symbol(image, "board_sample_ready")
         assert hook.address <= stats.pc < hook.address + hook.bytes
         assert stats.exception == 3
-        assert (stats.cfsr != 0) == (own.target.cpu.core != "cortex-m0plus")
+        assert (stats.cfsr != 0) == (own.target.cpu.kernels != "thumb1")
 
 
 @pytest.mark.parametrize("name", WATCHED)
