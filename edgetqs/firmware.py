@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetqs import boot2
+from edgetqs.elf import load_pieces
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.paths import data_dir
 from edgetqs.target import Target, pin_number
+from edgetqs.uf2 import to_uf2
 
 #: gcc 10 is the first that writes the call graph with stack use.
 OLDEST_GCC = 10
@@ -210,6 +212,13 @@ def write_binary(target: Target, elf: Path, out: Path) -> Path:
     """What a programmer writes to flash from its first byte on, from a linked image."""
     _run([toolchain(target).objcopy, "-O", "binary", str(elf), str(out)], f"converting {elf.name}")
     return out
+
+
+def write_programmable(target: Target, elf: Path) -> None:
+    """Beside a bare target's linked image: its ``.bin``, and its ``.uf2`` where a boot loader takes one."""
+    write_binary(target, elf, elf.with_suffix(".bin"))
+    if target.flash is not None and target.flash.uf2_family:
+        elf.with_suffix(".uf2").write_bytes(to_uf2(load_pieces(elf), target.flash.uf2_family))
 
 
 def _sanitizer_flags(target: Target, wanted: bool) -> list[str]:

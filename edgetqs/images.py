@@ -2,7 +2,7 @@
 
 ``src/``            the model, the runtime and the application: all a firmware project needs
 ``board/``          start-up, UART and linker script of a bare target
-``firmware.bin``    what is written to flash
+``firmware.bin``    what is written to flash; ``firmware.uf2`` too where a boot loader takes it
 ``firmware.elf``    the application, as it is flashed
 ``emulated.elf``    the same, ending its emulator with an exit code
 ``link.elf``        the model behind the link of docs/protocol.md, sealed; ``link.bin`` is what flash gets

@@ -364,7 +364,7 @@ def _make(context: _Context, chosen: Plan) -> tuple[IntegerModel, images.Sources
     sources, image = _emit_and_link(context, model, chosen)
     if context.target.kind == "bare":
         images.link_application(context.target, sources, context.folder / "obj", image)
-        firmware.write_binary(context.target, image, context.folder / "firmware.bin")
+        firmware.write_programmable(context.target, image)
         images.write_board(context.target, context.folder / "board")
     return model, sources
 

@@ -87,6 +87,8 @@ class Flash:
     pyocd: str = ""  # the part's name there
     openocd: tuple[str, ...] = ()  # configuration files, in order
     uf2_family: int = 0  # what the mass-storage boot loader takes
+    uf2_board: str = ""  # what it calls itself: Board-ID in INFO_UF2.TXT
+    machines: tuple[str, ...] = ()  # what `uname -m` says on it
 
 
 @dataclass(frozen=True, slots=True)

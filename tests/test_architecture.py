@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.glob("*.py"))
 #: The pipeline by its public stages; none may know one behind it.
 STAGES = "model read project tqs planner reference quantizer write_tflite emit_c pipeline cli".split()
 #: Who may start processes.
-STARTERS = {"firmware", "stack", "emulate", "transport"}
+STARTERS = {"firmware", "stack", "emulate", "transport", "flash", "ssh"}
 EVERYWHERE = {"__init__", "__main__"}
 
 
