@@ -9,6 +9,7 @@ each leaves the device running.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -210,8 +211,8 @@ def _gdb(job: Job) -> tuple[str, str]:
     if not re.fullmatch(r"\S+:\d{1,5}", server):
         raise BadInput(f"not a GDB server: {server!r}", "--probe", "write HOST:PORT")
     chip = job.target.chip
-    connect = ["-ex", "set confirm off", "-ex", "set pagination off", "-ex", f"target remote {server}"]
-    base = [gdb, "-nx", "-batch", *connect]
+    settings = ("set confirm off", "set pagination off", "set tcp connect-timeout 5", f"target remote {server}")
+    base = [gdb, "-nx", "-batch", *(word for line in settings for word in ("-ex", line))]
     # `disconnect`: the core stays halted. An emulator without a program would run into a fault.
     ask = ["-ex", f"x/1xw {chip.id_address:#x}"] if chip.id_address else []
     said = _run([*base, *ask, "-ex", "disconnect", str(job.image)], server)
@@ -279,10 +280,12 @@ def _pyocd(job: Job) -> tuple[str, str]:
         said = _run([*base, "-c", "reset -h", "-c", f"read32 {address:#x}"], pyocd, explain=pyocd)
         word = _word(rf"(?im)^{address:08x}:\s+([0-9a-f]{{8}})", said)
     known = _check_chip(job.target, word)
-    binary = job.image.with_suffix(".bin")
-    origin = job.target.memory.flash_origin
-    steps = ["reset -h", f"load {job.image}", f"compare {origin:#x} {binary}", "reset"]
-    _run([*base, *(word for step in steps for word in ("-c", step))], pyocd, explain=pyocd)
+    # The binary, not the ELF file: between the segments of one, flash holds what it likes.
+    binary, origin = shlex.quote(str(job.image.with_suffix(".bin"))), job.target.memory.flash_origin
+    steps = ["reset -h", f"load {binary} {origin:#x}", f"compare {origin:#x} {binary}", "reset"]
+    said = _run([*base, *(word for step in steps for word in ("-c", step))], pyocd, explain=pyocd)
+    if not re.search(r"All \d+ bytes match", said):  # its exit code does not tell
+        raise CheckFailed("flash holds other bytes than were written", pyocd, "flash again")
     return known, "compared by pyocd"
 
 
