@@ -1,4 +1,4 @@
-"""Byte streams to a device: QEMU, a serial port, TCP. ``TRANSPORTS`` is the table."""
+"""Byte streams to a device: QEMU, a serial port, TCP, SSH, a place in a lab. ``TRANSPORTS`` is the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetqs import emulate, ssh
+from edgetqs import emulate, lab, ssh
 from edgetqs.errors import BadInput, ToolMissing
 from edgetqs.target import Target
 
@@ -280,6 +280,10 @@ def _tcp(rest: str, target: Target, image: Path) -> Transport:
     return Tcp(host.strip("[]"), int(port))
 
 
+def _labgrid(rest: str, target: Target, image: Path) -> Transport:
+    return lab.Lab(*lab.parse(rest))
+
+
 #: What may stand before the first colon of a device's SPEC. Each row takes the words behind it, the build's target and
 #: its link.elf.
 TRANSPORTS: dict[str, Callable[[str, Target, Path], Transport]] = {
@@ -287,6 +291,7 @@ TRANSPORTS: dict[str, Callable[[str, Target, Path], Transport]] = {
     "serial": _serial,
     "tcp": _tcp,
     "ssh": _ssh,
+    "labgrid": _labgrid,
 }
 
 
@@ -297,6 +302,6 @@ def connect(spec: str, target: Target, image: Path) -> Transport:
         raise BadInput(
             f"unknown device {spec!r}",
             "--device",
-            "write qemu, serial:/dev/ttyACM0:115200, tcp:HOST:PORT or ssh:USER@HOST",
+            "write qemu, serial:/dev/ttyACM0:115200, tcp:HOST:PORT, ssh:USER@HOST or labgrid:PLACE",
         )
     return TRANSPORTS[name](rest, target, image)

@@ -10,6 +10,7 @@ from pathlib import Path
 from installed import ready
 from models import mixed, random_forecaster
 
+import edgetqs
 from edgetqs import images, serving
 from edgetqs.emit_c import emit_c
 from edgetqs.integer_file import save
@@ -36,14 +37,17 @@ def built(name: str) -> Path:
     model, project = model_and_project()
     folder = Path(tempfile.mkdtemp(prefix="edgetqs-built-")) / name
     folder.mkdir()
-    texts = emit_c(model, target.cpu.kernels, replay(project, None), horizon=4, version="0", plan_hash=PLAN_HASH)
+    texts = emit_c(
+        model, target.cpu.kernels, replay(project, None), horizon=4, version=edgetqs.__version__, plan_hash=PLAN_HASH
+    )
     sources = images.write_sources(folder / "src", texts, target.cpu.kernels)
     (folder / "model.tflite").write_bytes(write_tflite(model, ("step",)).data)
     (folder / "golden").mkdir()
     save(model, folder / "golden" / "model.npz")
     record = {
         "target": name,
-        "model": {"sha256": project.forecaster.sha256},
+        "tool_version": edgetqs.__version__,
+        "model": {"name": project.forecaster.name, "sha256": project.forecaster.sha256},
         "plan": {"hash": PLAN_HASH},
         "tflite": {"path": "model.tflite"},
         "link": serving.make(target, sources, folder),
