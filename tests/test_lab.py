@@ -124,6 +124,74 @@ def test_several_boards_at_once(lab, tmp_path):
         assert report["tests"] and all(test["outcome"] == "passed" for test in report["tests"])
 
 
+EXAMPLES = Path(__file__).parents[1] / "hil"
+
+
+def example(tmp_path: Path, *edits: tuple[str, str]) -> Path:
+    text = (EXAMPLES / "lab.yaml").read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "lab.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_examples_emulator_has_a_power_switch(tmp_path):
+    build = open_build(built("cortex-m4"))
+    path = example(tmp_path, ("../build/weather-cortex-m4/link.elf", str(build.link_image)))
+    with open_dut(f"labgrid:emulated?{path}", build.target, build.link_image) as dut:
+        assert dut.transport.can_power_cycle
+        first = dut.step([100, -200, 300]).tolist()
+        assert dut.power_cycle().cause == "power-up"
+        assert dut.step([100, -200, 300]).tolist() == first
+
+
+def test_the_examples_remote_place(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("LG_COORDINATOR", lab["LG_COORDINATOR"])
+    monkeypatch.setenv("LG_ENV", str(example(tmp_path, ("name: shelf", "name: stm32f405"))))
+    build = open_build(built("stm32f405"))
+    with open_dut("labgrid:shelf", build.target, build.link_image) as dut:
+        assert dut.hello.target == "stm32f405"
+
+
+def test_the_examples_exporter_is_what_labgrid_takes(lab):
+    """An exporter that is given the example offers its port."""
+    command = [
+        str(BIN / "labgrid-exporter"),
+        "-n",
+        "example",
+        "--hostname",
+        "127.0.0.1",
+        str(EXAMPLES / "exporter.yaml"),
+    ]
+    with subprocess.Popen(
+        command, env=lab, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as own:
+        try:
+            until, said = time.monotonic() + 60, ""
+            while "example/emulated/NetworkSerialPort" not in said:
+                assert time.monotonic() < until and own.poll() is None, said
+                client = [str(BIN / "labgrid-client"), "resources"]
+                said = subprocess.run(client, env=lab, capture_output=True, text=True, timeout=60, check=True).stdout
+        finally:
+            own.kill()
+
+
+def test_a_name_that_the_environment_lacks(tmp_path):
+    build = open_build(built("cortex-m4"))
+    with pytest.raises(BadInput, match="has no target 'cellar'") as caught:
+        open_dut(f"labgrid:cellar?{example(tmp_path)}", build.target, build.link_image)
+    assert "desk, shelf, emulated" in caught.value.todo
+
+
+def test_an_environment_that_is_not_there(tmp_path):
+    build = open_build(built("cortex-m4"))
+    with pytest.raises(ToolMissing) as caught:
+        open_dut(f"labgrid:desk?{tmp_path / 'none.yaml'}", build.target, build.link_image)
+    assert "none.yaml" in str(caught.value)
+
+
 @pytest.mark.parametrize("place", ["nobodys", "nowhere"])
 def test_places_that_are_not_there(lab, monkeypatch, place):
     monkeypatch.setenv("LG_COORDINATOR", lab["LG_COORDINATOR"])
