@@ -332,7 +332,7 @@ def test_the_board_starts_and_answers_with_the_references_bits(name):
     ready(name, runs=False)
     own = linked(name)
     chip = CHIPS[name]()
-    dut = Dut(Simulated(own, chip), patience_s=120)
+    dut = Dut(Simulated(own, chip), patience_s=30)
     assert (dut.hello.target, dut.hello.cause, dut.hello.image_intact) == (name, "power-up", True)
     assert dut.hello.clock_hz == own.target.clock_hz
     assert play(dut, own, 20) == []

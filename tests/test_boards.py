@@ -2,16 +2,21 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from installed import ready
 from linked import linked
+from models import random_forecaster
 
 from edgetqs import boot2, elf, firmware
-from edgetqs.errors import BadInput, CheckFailed
+from edgetqs.errors import BadInput, CheckFailed, ToolMissing
+from edgetqs.pipeline import Options, build, run_firmware
+from edgetqs.project import Project
 from edgetqs.target import list_targets, load_target, pin_number
+from edgetqs.transport import connect
 
 BOARDS = [target.name for target in list_targets() if target.kind == "bare" and target.hardware]
 UNSEEN = "not yet seen on hardware"
@@ -138,3 +143,42 @@ def test_mistakes_in_a_board(tmp_path, name, old, new, message):
     with pytest.raises(BadInput) as caught:
         load_target(edited(tmp_path, (old, new), name=name))
     assert message in str(caught.value)
+
+
+@pytest.mark.qemu
+def test_a_cores_proof_runs_on_the_target_that_stands_in(tmp_path):
+    ready("cortex-m0plus")
+    figures = small_build("rp2040-pico", tmp_path / "out")
+    chain = figures["chain"]
+    assert (chain["emulator"], chain["application"]) == ("exact", "exact")
+    assert chain["details"]["emulator"].endswith("steps, on cortex-m0plus, the same core")
+    assert figures["cost"]["instructions_per_step"] > 0
+    assert figures["target"] == "rp2040-pico"
+    assert elf.load_pieces(tmp_path / "out" / "firmware.elf")[0][0] == 0x1000_0000  # the board's own
+    assert elf.load_pieces(tmp_path / "out" / "emulated.elf")[0][0] == 0  # the stand-in's
+    assert (tmp_path / "out" / "firmware.uf2").is_file() and (tmp_path / "out" / "link.uf2").is_file()
+    run = run_firmware(tmp_path / "out", 60)
+    assert run.exit_code == 0 and "bytes of stack used" in run.uart
+
+
+@pytest.mark.qemu
+def test_what_is_larger_than_the_stand_in_is_not_run(tmp_path, monkeypatch):
+    ready("cortex-m4")
+    small = load_target("cortex-m4")
+    small = replace(small, memory=replace(small.memory, flash_bytes=2048))
+    monkeypatch.setattr("edgetqs.images._HARNESS_ROOM", 0)
+    monkeypatch.setattr("edgetqs.prove.emulated_as", lambda target: small)
+    chain = small_build("nucleo-f446re", tmp_path / "out")["chain"]
+    assert (chain["emulator"], chain["application"], chain["host"]) == ("not run", "not run", "exact")
+    assert "larger than what emulates the core, cortex-m4" in chain["details"]["emulator"]
+
+
+def test_a_board_is_not_emulated_as_itself():
+    own = board("nucleo-l4r5zi")
+    with pytest.raises(ToolMissing, match="nothing emulates this device: build for cortex-m4"):
+        connect("qemu", own.target, own.image)
+
+
+def small_build(name: str, folder: Path):
+    forecaster = random_forecaster("gru", 6, 3, 2, window=5, gain=1.5, scaled=True)
+    return build(Project(forecaster, 4), name, folder, Options(rounding="nearest", refine=False), str)
