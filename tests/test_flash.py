@@ -5,7 +5,6 @@ import getpass
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from builds import built
 from installed import ready
+from ports import free_port, wait_for
 from test_uf2 import blocks
 
 from edgetqs import elf, ssh
@@ -26,12 +26,6 @@ from edgetqs.flash import PROGRAMMERS, check_fits, flash, greet, openocd_script
 from edgetqs.target import METHODS, load_target
 
 BOARDS = ["microbit", "nrf52840-dk", "nucleo-f446re", "nucleo-l4r5zi", "rp2040-pico", "stm32f405"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def edited(folder: Path, tmp_path: Path, *edits: tuple[str, str]) -> Path:
@@ -66,12 +60,7 @@ def empty_machine(name: str) -> Iterator[tuple[str, str]]:
     command += [f"socket,id=uart,host=127.0.0.1,port={uart},server=on,wait=off,nodelay=on"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
-            until = time.monotonic() + 20
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", uart)):
-                    break
-                assert time.monotonic() < until and process.poll() is None
-                time.sleep(0.05)
+            wait_for(uart, process)
             yield f"127.0.0.1:{gdb}", f"tcp:127.0.0.1:{uart}"
         finally:
             process.kill()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from builds import built
 from installed import ready
+from ports import free_port, wait_for
 
 from edgetqs.built import open_build
 from edgetqs.dut import open_dut
@@ -23,23 +23,6 @@ pytestmark = pytest.mark.qemu
 
 BIN = Path(sys.executable).parent
 BOARDS = ["microbit", "stm32f405", "cortex-m4"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
