@@ -14,7 +14,8 @@ FUZZ_SECONDS ?= 600
 
 # What apt installs where it is missing. Each line: a program, and the Debian package that brings it.
 TOOLS := arm-none-eabi-gcc:gcc-arm-none-eabi qemu-system-arm:qemu-system-arm qemu-aarch64:qemu-user gcc:gcc
-TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnueabi-gcc:gcc-arm-linux-gnueabi clang:clang
+TEST_TOOLS := $(TOOLS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnueabi-gcc:gcc-arm-linux-gnueabi clang:clang \
+	gdb-multiarch:gdb-multiarch openocd:openocd /usr/sbin/sshd:openssh-server ssh:openssh-client
 LIBRARIES := libc6-dev
 TEST_LIBRARIES := $(LIBRARIES) libc6-dev-arm64-cross libc6-dev-armel-cross
 
@@ -54,7 +55,7 @@ $(VENV)/demo: pyproject.toml
 	touch $@
 
 $(VENV)/test: pyproject.toml
-	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe,keras2]"
+	tools/make_venv.sh $(PYTHON) $(VENV) ".[test,tensorflow,recipe,flash,lab,keras2]"
 	touch $@ $(VENV)/demo
 
 $(VENV)/fuzz: pyproject.toml

@@ -16,6 +16,7 @@ import click
 
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError, Unsupported
+from edgetqs.flash_command import flash_command
 from edgetqs.output import Output, global_flags, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
@@ -347,6 +348,9 @@ def targets(output: Output) -> None:
         output.json({"targets": every})
     else:
         show.targets(output.console, every)
+
+
+cli.add_command(flash_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -93,6 +93,13 @@ def flash_pieces(elf: Path) -> list[bytes]:
         return [code, data.data() if data is not None and data["sh_type"] != "SHT_NOBITS" else b""]
 
 
+def load_pieces(elf: Path) -> list[tuple[int, bytes]]:
+    """(address, bytes) of all that is programmed into a bare image's flash, by address."""
+    with elf.open("rb") as stream:
+        segments = _open(stream, elf).iter_segments("PT_LOAD")
+        return sorted((segment["p_paddr"], segment.data()) for segment in segments if segment["p_filesz"])
+
+
 def is_thumb(elf: Path) -> bool:
     """Whether it is a Cortex-M image, or another that starts in Thumb code."""
     with elf.open("rb") as stream:

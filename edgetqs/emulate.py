@@ -24,7 +24,7 @@ from pathlib import Path
 from edgetqs.elf import symbol
 from edgetqs.errors import CheckFailed, ToolMissing
 from edgetqs.paths import data_dir
-from edgetqs.target import Target
+from edgetqs.target import Qemu, Target
 
 #: What a "bare" image exits with after a fault (BOARD_EXIT_FAULT); its UART says more.
 FAULT_EXIT_CODE = 99
@@ -92,7 +92,7 @@ def instructions_of_ticks(target: Target, ticks: int) -> int:
 
     ``ticks`` is a difference of two readings, less than 2^24.
     """
-    return round(ticks * 10**9 / (target.qemu.systick_hz << _ICOUNT_SHIFT))
+    return round(ticks * 10**9 / (_machine(target).systick_hz << _ICOUNT_SHIFT))
 
 
 def _execute(command: list[str], elf: Path, workdir: Path, timeout_s: float) -> tuple[int, str, str]:
@@ -141,9 +141,9 @@ def _command(target: Target, elf: Path, plugin: list[str], icount: bool) -> list
         return [str(elf)]
     program = _qemu(target)
     if target.kind != "bare":
-        cpu = ["-cpu", target.qemu.cpu] if target.qemu.cpu else []
+        cpu = ["-cpu", _machine(target).cpu] if _machine(target).cpu else []
         return [program, *cpu, *plugin, str(elf)]
-    command = [program, "-M", target.qemu.machine, "-display", "none", "-monitor", "none"]
+    command = [program, "-M", _machine(target).machine, "-display", "none", "-monitor", "none"]
     command += ["-serial", f"file:{_UART_FILE}", "-semihosting-config", "enable=on,target=native"]
     command += ["-icount", f"shift={_ICOUNT_SHIFT}"] if icount else []
     return [*command, *plugin, "-kernel", str(elf)]
@@ -154,7 +154,7 @@ def serving_command(target: Target, elf: Path, uart: Path) -> list[str]:
 
     Its ticks are proportional to instructions; see ``instructions_of_ticks``.
     """
-    command = [_qemu(target), "-M", target.qemu.machine, "-display", "none", "-monitor", "none"]
+    command = [_qemu(target), "-M", _machine(target).machine, "-display", "none", "-monitor", "none"]
     command += ["-chardev", f"socket,id=uart,path={uart},server=on,wait=on", "-serial", "chardev:uart"]
     return [*command, "-icount", f"shift={_ICOUNT_SHIFT}", "-kernel", str(elf)]
 
@@ -164,8 +164,15 @@ def program_command(target: Target, elf: Path) -> list[str]:
     return _command(target, elf, [], False)
 
 
+def _machine(target: Target) -> Qemu:
+    if target.qemu is None:
+        other = f": build for {target.stand_in}, which has the same core" if target.stand_in else ""
+        raise ToolMissing(f"nothing emulates this device{other}", f"target {target.name}", "or use a board")
+    return target.qemu
+
+
 def _qemu(target: Target) -> str:
-    name = target.qemu.program
+    name = _machine(target).program
     program = shutil.which(name)
     if program is None:
         package = _DEBIAN_PACKAGES.get(name, "qemu-user")
@@ -178,7 +185,7 @@ def _qemu(target: Target) -> str:
 def _plugin_arguments(target: Target, elf: Path) -> tuple[list[str], str]:
     """QEMU's arguments for counting, or none and what stands in the way."""
     if target.kind == "host" and platform.machine() not in ("x86_64", "AMD64"):
-        return [], f"{target.qemu.program} does not run {platform.machine()} programs"
+        return [], f"{_machine(target).program} does not run {platform.machine()} programs"
     try:
         plugin = _build_plugin(_qemu(target))
     except ToolMissing as error:

@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgetqs import boot2
+from edgetqs.elf import load_pieces
 from edgetqs.errors import BadInput, CheckFailed, ToolMissing
 from edgetqs.paths import data_dir
-from edgetqs.target import Target
+from edgetqs.target import Target, pin_number
+from edgetqs.uf2 import to_uf2
 
 #: gcc 10 is the first that writes the call graph with stack use.
 OLDEST_GCC = 10
@@ -63,6 +66,8 @@ def board_sources(target: Target, *, link: bool = False) -> list[Path]:
     """The start-up code that every image of a "bare" target needs; with ``link`` what serving takes besides."""
     bare = target.kind == "bare"
     names = ["board_start.c", "board_uart.c", "board_mem.c"] if bare else []
+    names += ["board_chip.c"] if target.chip.start else []
+    names += ["board_boot2.S"] if target.memory.boot_bytes else []
     if link:
         names += ["board_link.c", "board_watchdog.c"] if bare else ["board_link_posix.c"]
     return [data_dir("runtime") / name for name in names]
@@ -84,6 +89,13 @@ def board_defines(target: Target, *, emulated: bool) -> dict[str, str]:
         defines[f"EDGETQS_UART_{target.uart.driver.upper()}"] = "1"
         defines["EDGETQS_UART_BASE"] = f"{target.uart.base:#x}u"
         defines["EDGETQS_UART_CLOCK_HZ"] = f"{target.uart.clock_hz}u"
+        for name in ("tx", "rx"):
+            pin = pin_number(getattr(target.uart, name))
+            defines |= {f"EDGETQS_UART_{name.upper()}": f"{pin}u"} if pin is not None else {}
+        defines["EDGETQS_UART_FUNCTION"] = f"{target.uart.function}u"
+    if target.chip.start:
+        defines[f"EDGETQS_CHIP_{target.chip.start.upper()}"] = "1"
+        defines["EDGETQS_CHIP"] = "1"
     if target.watchdog is not None:
         defines[f"EDGETQS_WATCHDOG_{target.watchdog.driver.upper()}"] = "1"
         defines["EDGETQS_WATCHDOG_BASE"] = f"{target.watchdog.base:#x}u"
@@ -96,13 +108,15 @@ def write_linker_script(target: Target, path: Path) -> Path:
     import jinja2
 
     memory = target.memory
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     template = environment.from_string((data_dir("templates") / "link.ld.j2").read_text(encoding="utf-8"))
     stack_origin = memory.ram_origin + memory.ram_bytes - memory.stack_bytes
     text = template.render(
         name=target.name,
-        flash_origin=f"{memory.flash_origin:#010x}",
-        flash_bytes=memory.flash_bytes,
+        boot_origin=f"{memory.flash_origin:#010x}",
+        boot_bytes=memory.boot_bytes,
+        flash_origin=f"{memory.flash_origin + memory.boot_bytes:#010x}",
+        flash_bytes=memory.flash_bytes - memory.boot_bytes,
         ram_origin=f"{memory.ram_origin:#010x}",
         data_bytes=memory.ram_bytes - memory.stack_bytes,
         stack_origin=f"{stack_origin:#010x}",
@@ -188,6 +202,8 @@ def link(
             f"target {target.name}",
             "Take a smaller budget, a smaller model or a larger device.",
         ) from error
+    if target.memory.boot_bytes:
+        boot2.sign(part)
     os.replace(part, out_elf)
     return out_elf
 
@@ -196,6 +212,13 @@ def write_binary(target: Target, elf: Path, out: Path) -> Path:
     """What a programmer writes to flash from its first byte on, from a linked image."""
     _run([toolchain(target).objcopy, "-O", "binary", str(elf), str(out)], f"converting {elf.name}")
     return out
+
+
+def write_programmable(target: Target, elf: Path) -> None:
+    """Beside a bare target's linked image: its ``.bin``, and its ``.uf2`` where a boot loader takes one."""
+    write_binary(target, elf, elf.with_suffix(".bin"))
+    if target.flash is not None and target.flash.uf2_family:
+        elf.with_suffix(".uf2").write_bytes(to_uf2(load_pieces(elf), target.flash.uf2_family))
 
 
 def _sanitizer_flags(target: Target, wanted: bool) -> list[str]:

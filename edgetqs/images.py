@@ -2,7 +2,7 @@
 
 ``src/``            the model, the runtime and the application: all a firmware project needs
 ``board/``          start-up, UART and linker script of a bare target
-``firmware.bin``    what is written to flash
+``firmware.bin``    what is written to flash; ``firmware.uf2`` too where a boot loader takes it
 ``firmware.elf``    the application, as it is flashed
 ``emulated.elf``    the same, ending its emulator with an exit code
 ``link.elf``        the model behind the link of docs/protocol.md, sealed; ``link.bin`` is what flash gets
@@ -95,7 +95,7 @@ def link_serving(
     ``hooks`` are sources of the user's own that replace hooks. Raises ``CheckFailed`` if it does not fit the device.
     """
     console = [] if target.kind == "bare" else [data_dir("runtime") / "board_posix.c"]
-    clock = {"EDGETQS_CLOCK_HZ": f"{target.uart.clock_hz}u"} if target.uart is not None else {}
+    clock = {"EDGETQS_CLOCK_HZ": f"{target.clock_hz}u"} if target.clock_hz else {}
     defines = {"EDGETQS_TARGET": f'"{target.name}"', **clock}
     objects = firmware.compile_sources(
         target, [*sources.model, *hooks, *console], work, [sources.folder], sanitizers=sanitizers

@@ -29,7 +29,7 @@ from edgetqs.prove import Subject, prove
 from edgetqs.quantizer import check_supported, quantize
 from edgetqs.record import measure, record
 from edgetqs.refine import refine
-from edgetqs.target import Target, load_target
+from edgetqs.target import Target, emulated_as, load_target
 from edgetqs.tqs import Score, score
 from edgetqs.trajectories import synthesise
 from edgetqs.units import Block, blocks
@@ -209,6 +209,7 @@ def _tidy(folder: Path) -> None:
 def run_firmware(folder: Path, timeout_s: int) -> emulate.Run:
     """Run a finished build's application in its emulator."""
     target = open_build(folder).target
+    target = emulated_as(target) or target
     image = folder / ("emulated.elf" if target.kind == "bare" else "firmware.elf")
     if not image.is_file():
         raise ToolMissing("the build has no image for the emulator", str(folder), "install QEMU and build again")
@@ -363,7 +364,7 @@ def _make(context: _Context, chosen: Plan) -> tuple[IntegerModel, images.Sources
     sources, image = _emit_and_link(context, model, chosen)
     if context.target.kind == "bare":
         images.link_application(context.target, sources, context.folder / "obj", image)
-        firmware.write_binary(context.target, image, context.folder / "firmware.bin")
+        firmware.write_programmable(context.target, image)
         images.write_board(context.target, context.folder / "board")
     return model, sources
 

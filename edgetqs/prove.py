@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgetqs.chain import Golden, Link
 from edgetqs.emit_c import Replay
 from edgetqs.errors import CheckFailed, ToolMissing
 from edgetqs.integer import IntegerModel
-from edgetqs.target import Target, load_target
+from edgetqs.target import Target, emulated_as, load_target
 from edgetqs.write_tflite import TfliteFile
 
 #: Seconds after which a run in an emulator is given up.
@@ -46,7 +46,7 @@ class Proof:
 
 def prove(subject: Subject, file: TfliteFile) -> Proof:
     """Run everything that can run here; what cannot says why."""
-    model, target, folder = subject.model, subject.target, subject.folder
+    model, folder = subject.model, subject.folder
     vectors = chain.golden(model)
     golden_folder = folder / "golden"
     chain.write_harness_input(golden_folder, chain.commands(model, vectors))
@@ -55,19 +55,39 @@ def prove(subject: Subject, file: TfliteFile) -> Proof:
     links["host"], _ = _check(host, subject, vectors, sanitizers=True)
     cost: dict[str, Any] = {"instructions_per_step": None, "instructions_per_window": None}
     measured = None
+    subject, note = _emulated(subject)
     try:
-        links["emulator"], output = _check(target, subject, vectors)
+        links["emulator"], output = _check(subject.target, subject, vectors)
         (golden_folder / "harness.out").write_bytes(output)
         counts, cost["how"] = _count(subject, vectors)
         if counts:
             cost["instructions_per_step"] = round(sum(counts) / len(counts))
             cost["instructions_per_window"] = sum(counts)
         links["application"], measured = _run_application(subject)
+        for engine in ("emulator", "application") if note else ():
+            links[engine] = replace(links[engine], detail=f"{links[engine].detail}, {note}")
     except ToolMissing as error:
         links.setdefault("emulator", Link("not run", f"{error.what}; {error.todo}"))
         links.setdefault("application", Link("not run", error.what))
         cost.setdefault("how", f"not run: {error.what}")
+    except CheckFailed as error:
+        if not note or "does not fit" not in error.what:
+            raise
+        why = f"larger than what emulates the core, {subject.target.name}: {error.what}"
+        links = {"emulator": Link("not run", why), "application": Link("not run", why)} | links
+        cost.setdefault("how", f"not run: {why}")
     return Proof(vectors.steps, links, cost, measured)
+
+
+def _emulated(subject: Subject) -> tuple[Subject, str]:
+    """The subject on the target whose emulator proves its code, and a note where that is another one."""
+    other = emulated_as(subject.target)
+    if other is None or other is subject.target:
+        return subject, ""
+    # The stand-in's emulator has at least its flash and RAM; the stack is the device's own, to be measured.
+    stack = min(subject.target.memory.stack_bytes, other.memory.ram_bytes // 4)
+    stood_in = replace(other, memory=replace(other.memory, stack_bytes=stack, ram_reserve_bytes=0))
+    return replace(subject, target=stood_in), f"on {other.name}, the same core"
 
 
 def _check(target: Target, subject: Subject, vectors: Golden, sanitizers: bool = False) -> tuple[Link, bytes]:

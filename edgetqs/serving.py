@@ -27,7 +27,7 @@ def make(target: Target, sources: Sources, folder: Path) -> dict[str, Any]:
             raise
         return {"elf": None, "fits": False, "why": error.what}
     if target.kind == "bare":
-        firmware.write_binary(target, image, folder / "link.bin")
+        firmware.write_programmable(target, image)
     memory = replace(target.memory, flash_reserve_bytes=0, ram_reserve_bytes=0)
     root = "Reset_Handler" if target.kind == "bare" else "main"
     figures = measure(replace(target, memory=memory), image, objects, target.memory.flash_bytes, root)

@@ -254,11 +254,19 @@ def targets(console: Console, every: Sequence[Target]) -> None:
                 f"{memory.flash_bytes // 1024} KiB" if bare else "-",
                 f"{memory.ram_bytes // 1024} KiB" if bare else "-",
                 target.cpu.kernels,
-                target.qemu.machine or target.qemu.cpu or "this computer",
+                _emulated(target),
+                target.hardware or "-",
                 target.title,
             ]
         )
-    table(console, "Targets", ["name", "core", ">flash", ">RAM", "kernels", "emulated as", "what it is"], rows)
+    columns = ["name", "core", ">flash", ">RAM", "kernels", "emulated as", "hardware", "what it is"]
+    table(console, "Targets", columns, rows)
+
+
+def _emulated(target: Target) -> str:
+    if target.qemu is None:
+        return f"core only: {target.stand_in}" if target.stand_in else "not at all"
+    return target.qemu.machine or target.qemu.cpu or "this computer"
 
 
 def report(console: Console, figures: dict[str, Any]) -> None:

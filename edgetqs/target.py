@@ -7,6 +7,7 @@ read, and all mistakes are reported together.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -24,6 +25,9 @@ _CELLS_IN_ASSEMBLY = {
     **dict.fromkeys(("cortex-m52", "cortex-m55", "cortex-m85"), "mve"),
 }
 
+#: Ways of getting a program onto a device; flash.py has one function each.
+METHODS = ("pyocd", "openocd", "gdb", "uf2", "ssh")
+
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
@@ -31,6 +35,7 @@ class Cpu:
     compiler: str  # prefix of gcc: "arm-none-eabi-", or "" for the computer's own
     flags: tuple[str, ...]  # for compiling and for linking
     kernels: Literal["portable", "thumb1", "thumb2", "dsp", "mve", "simd"]  # see layout.py
+    clock_hz: int = 0  # what the core runs at on the board; 0: as uart.clock_hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Memory:
     flash_origin: int = 0
     flash_bytes: int = 0
     flash_reserve_bytes: int = 0  # part of flash_bytes that a plan never spends
+    boot_bytes: int = 0  # first bytes of flash, for the second stage of the boot loader
     ram_origin: int = 0
     ram_bytes: int = 0
     ram_reserve_bytes: int = 0  # part of ram_bytes that a build never spends
@@ -48,16 +54,41 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Uart:
-    driver: Literal["cmsdk", "stm32", "nrf51"]  # see runtime/board_uart.c
+    driver: Literal["cmsdk", "stm32", "stm32l4", "nrf51", "rp2040"]  # see runtime/board_uart.c
+    base: int
+    clock_hz: int
+    tx: str = ""  # the pin as the manual writes it; see pin_number
+    rx: str = ""
+    function: int = 0  # what connects the pins to the UART, where that is a choice
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    driver: Literal["cmsdk", "stm32", "stm32l4", "nrf51"]  # see runtime/board_watchdog.c
     base: int
     clock_hz: int
 
 
 @dataclass(frozen=True, slots=True)
-class Watchdog:
-    driver: Literal["cmsdk", "stm32", "nrf51"]  # see runtime/board_watchdog.c
-    base: int
-    clock_hz: int
+class Chip:
+    """What start-up does for it before main, and the word of its memory that tells what it is."""
+
+    start: Literal["", "stm32l4", "nrf5", "rp2040"] = ""  # see runtime/board_chip.c
+    id_address: int = 0  # 0: nothing tells
+    id_mask: int = 0
+    id_value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """How a program gets onto it. ``methods``: the first is what `edgetqs flash` does unless told otherwise."""
+
+    methods: tuple[str, ...]  # see flash.py
+    pyocd: str = ""  # the part's name there
+    openocd: tuple[str, ...] = ()  # configuration files, in order
+    uf2_family: int = 0  # what the mass-storage boot loader takes
+    uf2_board: str = ""  # what it calls itself: Board-ID in INFO_UF2.TXT
+    machines: tuple[str, ...] = ()  # what `uname -m` says on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +106,20 @@ class Target:
     kind: Literal["bare", "linux", "host"]  # no system, another computer's Linux, this computer
     sources: tuple[str, ...]  # data sheets and manuals that the figures come from
     cpu: Cpu
-    qemu: Qemu
+    qemu: Qemu | None = None  # None: nothing emulates it
+    stand_in: str = ""  # without QEMU: the target with the same core on which its code is proven
+    hardware: str = ""  # of a real board: whether it was seen to work
+    chip: Chip = Chip()
+    flash: Flash | None = None
     uart: Uart | None = None
     watchdog: Watchdog | None = None
     memory: Memory = Memory()
     note: str = ""
+
+    @property
+    def clock_hz(self) -> int:
+        """What the core runs at on the board; 0 where nothing says."""
+        return self.cpu.clock_hz or (self.uart.clock_hz if self.uart is not None else 0)
 
     @property
     def flash_budget_bytes(self) -> int:
@@ -111,6 +151,23 @@ def load_target(name_or_path: str | Path) -> Target:
         f"there is no target {text!r}",
         todo=f"{hint}Known targets: {', '.join(paths)}. A path to a .toml file works too.",
     )
+
+
+def emulated_as(target: Target) -> Target | None:
+    """The target whose emulator runs this one's code: itself, the one that stands in, or none."""
+    if target.qemu is not None:
+        return target
+    return load_target(target.stand_in) if target.stand_in else None
+
+
+def pin_number(name: str) -> int | None:
+    """ "PA9" -> 9, "PG7" -> 103 (16 a port), "P1.02" -> 34 (32 a port), "GPIO12" -> 12; None for no pin."""
+    for pattern, size in ((r"P([A-K])(\d{1,2})", 16), (r"P([01])\.(\d{1,2})", 32), (r"(GPIO)(\d{1,2})", 32)):
+        found = re.fullmatch(pattern, name)
+        if found and int(found[2]) < size:
+            port = ord(found[1]) - ord("A") if size == 16 else int(found[1] == "1")
+            return port * size + int(found[2])
+    return None
 
 
 def _files() -> list[Path]:
@@ -187,12 +244,20 @@ def _contradictions(target: Target, path: Path) -> Iterator[str]:
     own = _CELLS_IN_ASSEMBLY.get(next((f[6:] for f in target.cpu.flags if f.startswith("-mcpu=")), ""))
     if own and target.cpu.kernels != own:
         yield f"cpu.kernels: must be {own!r} for {target.cpu.core}, whose cells are in that layout's assembly"
+    if target.qemu is None and target.stand_in:
+        yield from _wrong_stand_in(target)
+    if target.flash is not None:
+        for method in target.flash.methods:
+            if method not in METHODS:
+                yield f"flash.methods: must be of {', '.join(METHODS)}, not {method!r}"
     if target.kind != "bare":
+        if target.qemu is None:
+            yield "qemu: missing, and needed where kind is not 'bare'"
         return
     for name in ("flash_bytes", "ram_bytes", "stack_bytes"):
         if getattr(memory, name) == 0:
             yield f"memory.{name}: must not be 0 where kind is 'bare'"
-    for name in ("flash_origin", "ram_origin", "ram_bytes", "stack_bytes"):
+    for name in ("flash_origin", "boot_bytes", "ram_origin", "ram_bytes", "stack_bytes"):
         if getattr(memory, name) % 8:
             yield f"memory.{name}: must be a multiple of 8, as the stack is aligned"
     if memory.flash_reserve_bytes >= memory.flash_bytes:
@@ -200,7 +265,23 @@ def _contradictions(target: Target, path: Path) -> Iterator[str]:
     if memory.ram_reserve_bytes + memory.stack_bytes >= memory.ram_bytes:
         yield "memory.stack_bytes: together with ram_reserve_bytes it leaves nothing of ram_bytes"
     for name in ("machine", "systick_hz"):
-        if not getattr(target.qemu, name):
+        if target.qemu is not None and not getattr(target.qemu, name):
             yield f"qemu.{name}: missing, and needed where kind is 'bare'"
     if target.uart is None:
         yield "uart: missing, and needed where kind is 'bare'"
+        return
+    for name in ("tx", "rx"):
+        if target.uart.driver != "cmsdk" and pin_number(getattr(target.uart, name)) is None:
+            yield f"uart.{name}: name the pin, as in 'PA9', 'P0.06' or 'GPIO0'"
+
+
+def _wrong_stand_in(target: Target) -> Iterator[str]:
+    try:
+        other = load_target(target.stand_in)
+    except BadInput:
+        yield f"stand_in: there is no target {target.stand_in!r}"
+        return
+    if other.qemu is None:
+        yield f"stand_in: nothing emulates {other.name}"
+    if (other.cpu.flags, other.cpu.kernels) != (target.cpu.flags, target.cpu.kernels):
+        yield f"stand_in: {other.name} is compiled with other flags or kernels, so it proves nothing"

@@ -1,4 +1,4 @@
-"""Byte streams to a device: QEMU, a serial port, TCP. ``TRANSPORTS`` is the table."""
+"""Byte streams to a device: QEMU, a serial port, TCP, SSH, a place in a lab. ``TRANSPORTS`` is the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgetqs import emulate
+from edgetqs import emulate, lab, ssh
 from edgetqs.errors import BadInput, ToolMissing
 from edgetqs.target import Target
 
@@ -162,6 +162,41 @@ class Qemu(_Socket):
         atexit.unregister(self.close)
 
 
+class Ssh(_Socket):
+    """The program that `edgetqs flash` left on a Linux device; the connection is its standard input and output."""
+
+    can_power_cycle = True  # it starts anew with every connection
+
+    def __init__(self, host: str, config: Path | None, target: Target) -> None:
+        program = ssh.program_of(target.name)
+        found = ssh.run(host, config, f"test -x {program} && echo yes || echo no").strip()
+        if found != b"yes":
+            raise ToolMissing("no program of edgetqs is there", host, "put it there with `edgetqs flash BUILD`")
+        self._command = ssh.command(host, config, f"exec {program}")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            streams: Any = {"stdin": theirs, "stdout": theirs, "stderr": subprocess.DEVNULL}
+            self._process = subprocess.Popen(self._command, **streams)
+
+    def reconnect(self) -> None:
+        raise BadInput("a program's standard input cannot be connected again", "ssh", "use a bare target, or tcp")
+
+    def power_cycle(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
 class Serial:
     """A serial port of this computer, by pyserial."""
 
@@ -234,6 +269,10 @@ def _serial(rest: str, target: Target, image: Path) -> Transport:
     return Serial(device, int(baud))
 
 
+def _ssh(rest: str, target: Target, image: Path) -> Transport:
+    return Ssh(*ssh.parse(rest), target)
+
+
 def _tcp(rest: str, target: Target, image: Path) -> Transport:
     host, _, port = rest.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -241,9 +280,19 @@ def _tcp(rest: str, target: Target, image: Path) -> Transport:
     return Tcp(host.strip("[]"), int(port))
 
 
+def _labgrid(rest: str, target: Target, image: Path) -> Transport:
+    return lab.Lab(*lab.parse(rest))
+
+
 #: What may stand before the first colon of a device's SPEC. Each row takes the words behind it, the build's target and
 #: its link.elf.
-TRANSPORTS: dict[str, Callable[[str, Target, Path], Transport]] = {"qemu": _qemu, "serial": _serial, "tcp": _tcp}
+TRANSPORTS: dict[str, Callable[[str, Target, Path], Transport]] = {
+    "qemu": _qemu,
+    "serial": _serial,
+    "tcp": _tcp,
+    "ssh": _ssh,
+    "labgrid": _labgrid,
+}
 
 
 def connect(spec: str, target: Target, image: Path) -> Transport:
@@ -251,6 +300,8 @@ def connect(spec: str, target: Target, image: Path) -> Transport:
     name, _, rest = spec.partition(":")
     if name not in TRANSPORTS:
         raise BadInput(
-            f"unknown device {spec!r}", "--device", "write qemu, serial:/dev/ttyACM0:115200 or tcp:HOST:PORT"
+            f"unknown device {spec!r}",
+            "--device",
+            "write qemu, serial:/dev/ttyACM0:115200, tcp:HOST:PORT, ssh:USER@HOST or labgrid:PLACE",
         )
     return TRANSPORTS[name](rest, target, image)

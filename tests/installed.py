@@ -16,6 +16,8 @@ def ready(name: str, *, runs: bool = True) -> Target:
         firmware.toolchain(target)
     except ToolMissing as error:
         pytest.skip(error.what)
-    if runs and shutil.which(target.qemu.program) is None:
-        pytest.skip(f"{target.qemu.program} is not installed")
+    if runs:
+        assert target.qemu is not None, "it runs on a board only"
+        if shutil.which(target.qemu.program) is None:
+            pytest.skip(f"{target.qemu.program} is not installed")
     return target

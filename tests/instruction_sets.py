@@ -169,6 +169,7 @@ def _cortex_a72(one: Instruction) -> bool:
 
 
 _HAS = {
+    "cortex-m0": _v6m,
     "cortex-m0plus": _v6m,
     "cortex-m3": _v7m,
     "cortex-m4": _v7em,

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.glob("*.py"))
 #: The pipeline by its public stages; none may know one behind it.
 STAGES = "model read project tqs planner reference quantizer write_tflite emit_c pipeline cli".split()
 #: Who may start processes.
-STARTERS = {"firmware", "stack", "emulate", "saved_model", "transport"}
+STARTERS = {"firmware", "stack", "emulate", "saved_model", "transport", "flash", "ssh"}
 #: A program that is run beside the package, and imported by nothing.
 PROGRAMS = {"convert_saved_model"}
 EVERYWHERE = {"__init__", "__main__"}

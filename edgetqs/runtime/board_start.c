@@ -40,6 +40,9 @@ void Reset_Handler(void);
 void board_fault(void);
 void board_start(void);
 void board_fault_report(uint32_t sp, uint32_t pc, uint32_t lr);
+#ifdef EDGETQS_CHIP
+void board_chip_start(void); /* in board_chip.c */
+#endif
 #ifdef EDGETQS_LINK
 /* In board_link.c: keeps the record, restarts, reports over the link. */
 __attribute__((noreturn)) void board_fault_restart(uint32_t exception, uint32_t pc, uint32_t lr, uint32_t cfsr);
@@ -101,6 +104,9 @@ __attribute__((noreturn, used)) void board_start(void)
     SYST_RVR = BOARD_TICKS_MASK;
     SYST_CVR = 0;
     SYST_CSR = SYST_CSR_CORE_CLOCK_ENABLED;
+#ifdef EDGETQS_CHIP
+    board_chip_start();
+#endif
     board_exit(main());
 }
 

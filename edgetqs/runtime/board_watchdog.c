@@ -1,6 +1,6 @@
 /*
  * Watchdogs, which the serving firmware starts and feeds. The target file chooses one, or none:
- *   EDGETQS_WATCHDOG_CMSDK, EDGETQS_WATCHDOG_STM32 or EDGETQS_WATCHDOG_NRF51
+ *   EDGETQS_WATCHDOG_CMSDK, _STM32, _STM32L4 or _NRF51
  *   EDGETQS_WATCHDOG_BASE      address of its registers
  *   EDGETQS_WATCHDOG_CLOCK_HZ  clock that it counts
  * Each driver is three functions: start, alive, and whether the last reset was its.
@@ -40,20 +40,26 @@ int board_watchdog_was_it(void)
     return 0;
 }
 
-#elif defined(EDGETQS_WATCHDOG_STM32)
-/* ST RM0090, 21.4 IWDG registers, 7.3.21 RCC_CSR, 38.16.4 DBGMCU_APB1_FZ. */
+#elif defined(EDGETQS_WATCHDOG_STM32) || defined(EDGETQS_WATCHDOG_STM32L4)
+/* ST RM0090, 21.4 IWDG registers, 7.3.21 RCC_CSR, 38.16.4 DBGMCU_APB1_FZ; on the STM32L4+ RM0432 has the same
+ * registers, RCC_CSR elsewhere. */
 
 #define KR WATCHDOG(0x00u)
 #define PR WATCHDOG(0x04u)
 #define RLR WATCHDOG(0x08u)
+#ifdef EDGETQS_WATCHDOG_STM32
 #define RCC_CSR REGISTER(0x40023874u)
+#define RCC_CSR_RMVF (1u << 24)
+#else
+#define RCC_CSR REGISTER(0x40021094u)
+#define RCC_CSR_RMVF (1u << 23)
+#endif
 #define DBGMCU_APB1_FZ REGISTER(0xE0042008u)
 
 #define KR_UNLOCK 0x5555u
 #define KR_RELOAD 0xAAAAu
 #define KR_START 0xCCCCu
 #define PR_256 6u
-#define RCC_CSR_RMVF (1u << 24)
 #define RCC_CSR_IWDGRSTF (1u << 29)
 #define DBGMCU_IWDG_STOP (1u << 12) /* while a debugger halts the core */
 
@@ -80,7 +86,7 @@ int board_watchdog_was_it(void)
 }
 
 #elif defined(EDGETQS_WATCHDOG_NRF51)
-/* Nordic nRF51 Series Reference Manual v3.0, 24 WDT and 12.2 RESETREAS. */
+/* Nordic nRF51 Series Reference Manual v3.0, 24 WDT and 12.2 RESETREAS; the nRF52840 has the same. */
 
 #define TASKS_START WATCHDOG(0x000u)
 #define CRV WATCHDOG(0x504u)

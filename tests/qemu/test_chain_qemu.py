@@ -23,8 +23,8 @@ from edgetqs.target import list_targets, load_target
 
 pytestmark = pytest.mark.qemu
 
-DEVICES = [target.name for target in list_targets() if target.kind != "host"]
-BARE = [target.name for target in list_targets() if target.kind == "bare"]
+DEVICES = [target.name for target in list_targets() if target.kind != "host" and target.qemu]
+BARE = [target.name for target in list_targets() if target.kind == "bare" and target.qemu]
 INPUTS, KNOWN = 4, 1  # two are fed back, one is held
 Built = tuple[dict[str, Any], Path]
 

@@ -21,8 +21,8 @@ from edgetqs.target import Target, list_targets, load_target
 
 pytestmark = pytest.mark.qemu
 
-TARGETS = [target.name for target in list_targets() if target.kind != "host"]
-BARE = [target.name for target in list_targets() if target.kind == "bare"]
+TARGETS = [target.name for target in list_targets() if target.kind != "host" and target.qemu]
+BARE = [target.name for target in list_targets() if target.kind == "bare" and target.qemu]
 KINDS = ("lstm", "gru", "gru_reset_before", "rnn")
 Listing = list[Instruction]
 
