@@ -240,7 +240,8 @@ class Forecaster:
     @property
     def windowed(self) -> bool:
         """Whether every step looks at the window anew, so that nothing but samples is remembered."""
-        return not any(isinstance(layer, RECURRENT) and layer.frames is None for layer in self.layers)
+        remembers = any(isinstance(layer, RECURRENT) and layer.frames is None for layer in self.layers)
+        return not remembers and any(isinstance(layer, Window) for layer in self.layers)
 
     @property
     def sequence_output(self) -> bool:

@@ -604,7 +604,8 @@ def test_a_damaged_build_is_not_emulated(tmp_path, builds):
 
 def test_a_weight_budget_plans_what_cannot_be_deployed_without_refinement():
     plain = forecaster()
-    layers = tuple(replace(x, activation="relu") if hasattr(x, "recurrent_kernel") else x for x in plain.layers)
+    gates = {"recurrent_activation": "relu"}
+    layers = tuple(replace(x, **gates) if hasattr(x, "recurrent_activation") else x for x in plain.layers)
     project = Project(replace(plain, layers=layers), HORIZON)
     whole = plan_weights(project, load_target("x86"), 10**6, Options(), quiet)
     budget = (whole.int4_bytes + whole.int8_bytes) // 2

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compositions import FEATURES, STEPS, STREAMING, WINDOWED
 from models import KINDS, random_forecaster
+from whole import forecaster_of
 
 from edgetqs.errors import BadInput
 from edgetqs.model import Channel, Dense, Feedback, Forecaster, SimpleRnn, frozen
@@ -150,11 +152,15 @@ def test_outputs_that_are_not_fed_back_may_be_large():
     assert start.spread[1] > 100
 
 
-def test_layers_over_windows_are_refused():
-    forecaster = random_forecaster("rnn", 4, 2, 1)
-    backwards = replace(forecaster.layers[0], go_backwards=True)
-    with pytest.raises(BadInput, match="step by step"):
-        synthesise(replace(forecaster, layers=(backwards, *forecaster.layers[1:])), 8)
+@pytest.mark.parametrize("name", ["flatten", "decoder"])
+def test_direct_forecasters_with_frames_hear_their_lead(name):
+    """The trajectory begins where the window is full."""
+    forecaster = forecaster_of({**STREAMING, **WINDOWED}[name], STEPS, FEATURES)
+    start = synthesise(forecaster, forecaster.trajectory, count=6)
+    assert start.burn_in.shape[1] == forecaster.lead > 0
+    series = np.concatenate([start.burn_in, start.future], axis=1)
+    outputs, _ = run(start.stack, zero_state(start.stack, (len(series),)), series)
+    np.testing.assert_allclose(start.reference, outputs[:, forecaster.lead :], atol=1e-12)
 
 
 def test_float32():
