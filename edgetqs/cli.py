@@ -290,7 +290,7 @@ def build(
             output.json(figures)
         else:
             show.report(output.console, figures)
-            click.echo(f"built {out}: firmware.elf, {figures['tflite']['path']}, src/, build.json")
+            click.echo(f"built {out}: link.elf, firmware.elf, {figures['tflite']['path']}, src/, build.json")
     finally:  # a reader that went away changes no verdict
         verdict(figures, out)
 

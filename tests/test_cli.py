@@ -326,7 +326,7 @@ def test_a_plan_made_edited_and_built(here):
         assert re.search(rf"{line}.* exact ", done.stdout)
     assert "nearest rounding" in done.stdout
     assert "all int4" in done.stdout
-    assert "built out: firmware.elf, small.tflite, src/, build.json" in done.stdout
+    assert "built out: link.elf, firmware.elf, small.tflite, src/, build.json" in done.stdout
 
 
 def test_emulate_prints_what_the_firmware_prints(built):
