@@ -224,11 +224,20 @@ def replay(name: str, folder: Path) -> int:
             failure = readers.failure(name, path.read_bytes())
             if failure:
                 failures.append(f"{path}: {failure}")
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak_mb = _peak_mb()
     if peak_mb > MOST_MB:
         failures.append(f"{folder}: takes {peak_mb} MB")
     print(*failures, f"{name}: {len(paths)} files, {len(failures)} failures, {peak_mb} MB", sep="\n", flush=True)
     return 1 if failures else 0
+
+
+def _peak_mb() -> int:
+    """Of this program alone: getrusage counts what the one that started it held."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) // 1024
 
 
 def every(seconds: int) -> int:
