@@ -84,7 +84,8 @@ def load_project(model: Path | None, config: Path | None, reader: Reader | None 
 def guess(forecaster: Forecaster) -> tuple[Forecaster, tuple[str, ...]]:
     """The closed loop that the shapes suggest, and what was assumed."""
     inputs, outputs = len(forecaster.inputs), len(forecaster.outputs)
-    if outputs > inputs or forecaster.windowed:
+    classes = any(getattr(layer, "activation", "") == "softmax" for layer in forecaster.layers[-1:])
+    if outputs > inputs or forecaster.windowed or classes:
         return forecaster, (f"assumed a direct forecaster of {outputs} outputs, without a closed loop",)
     pairs = tuple((k, k) for k in range(outputs))
     rest = f"input {outputs}" if inputs == outputs + 1 else f"inputs {outputs} to {inputs - 1}"

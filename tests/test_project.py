@@ -341,8 +341,9 @@ def test_guess_feeds_back_what_it_can():
     [
         random_forecaster("rnn", 2, 1, 4, feedback=False),
         forecaster_of(WINDOWED["flatten"], STEPS, FEATURES),
+        random_forecaster("rnn", 2, 3, 3, feedback=False, activation="softmax"),
     ],
-    ids=["more outputs", "windowed"],
+    ids=["more outputs", "windowed", "classes"],
 )
 def test_guess_leaves_direct_forecasters_open(forecaster):
     guessed, notes = guess(forecaster)
