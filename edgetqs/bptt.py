@@ -19,7 +19,6 @@ from edgetqs.model import (
     LayerNormalization,
     Merge,
     Pool,
-    Recurrent,
     Window,
 )
 from edgetqs.rollout import (
@@ -96,8 +95,10 @@ class Tape:
         from_input: Values | None = None
         for t in reversed(range(len(self.steps))):
             position = t - len(self.steps) + self.forecasts
-            zeros = np.zeros((len(gradient), self.widths[t]), gradient.dtype)
-            y_gradient = gradient[:, position] if position >= 0 else zeros
+            if position >= 0:
+                y_gradient = gradient[:, position]
+            else:
+                y_gradient = np.zeros((len(gradient), self.widths[t]), gradient.dtype)
             if from_input is not None and position >= 0:
                 y_gradient = y_gradient.copy()
                 for source, target in self.forecaster.feedback.pairs:
@@ -149,7 +150,7 @@ def _forward(one: Cell, state: list[Values], x: Values) -> tuple[Values, tuple]:
     y, after = step_cell(one, tuple(state), x)
     state[:] = after
     if isinstance(layer, Pool):
-        return y, (layer.frames.gather(x, layer.features), y, x.shape)
+        return y, (layer.taps(x), x.shape)
     return y, (y, x)
 
 
@@ -171,11 +172,10 @@ def _backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values], pr
         ahead[:] = [np.concatenate([np.zeros_like(whole[:, : layer.features]), older], axis=1)]
         return whole[:, -layer.features :]
     if isinstance(layer, Pool):
-        frames, y, shape = entry
-        taps = frames.reshape(len(frames), layer.frames.count, layer.frames.taps, layer.features)
+        taps, shape = entry
         largest = np.argmax(taps, axis=2)[:, :, None] == np.arange(layer.frames.taps)[:, None]
-        spread = largest * gradient.reshape(len(y), layer.frames.count, 1, layer.features)
-        return _unframed(layer.frames, spread.reshape(frames.shape), shape)
+        spread = largest * gradient.reshape(len(taps), layer.frames.count, 1, layer.features)
+        return _unframed(layer.frames, spread.reshape(*taps.shape[:2], -1), shape)
     assert isinstance(layer, RECURRENT)
     if layer.frames is None:
         step, own = _recurrent_backward(one, entry, gradient, ahead)
@@ -206,7 +206,8 @@ def _frames_forward(one: Cell, x: Values) -> tuple[Values, tuple]:
     assert isinstance(layer, RECURRENT)
     frames = _framed(one, x)
     state, entries, outputs = list(zero_cell(one, (len(x),))), [], []
-    for t in _order(layer):
+    assert layer.frames is not None
+    for t in layer.frames.order(layer.go_backwards):
         y, entry = FORWARD[type(layer)](one, state, frames[:, t])
         entries.append(entry)
         outputs.append(y)
@@ -219,7 +220,7 @@ def _frames_backward(one: Cell, entry: tuple, gradient: Values, products: list[_
     layer = one.layer
     assert isinstance(layer, RECURRENT) and layer.frames is not None
     entries, shape = entry
-    order = _order(layer)
+    order = layer.frames.order(layer.go_backwards)
     by_frame = gradient.reshape(len(gradient), -1, one.recurrent_kernel.shape[0])
     inputs: list[Values] = [gradient] * len(order)
     ahead: list[Values] = []
@@ -237,13 +238,6 @@ def _frames_backward(one: Cell, entry: tuple, gradient: Values, products: list[_
     }
     products.append(joined)
     return _unframed(layer.frames, np.stack(inputs, axis=1), shape)
-
-
-def _order(layer: Recurrent) -> range:
-    """The frames in the order in which they are computed."""
-    assert layer.frames is not None
-    count = layer.frames.count
-    return range(count)[::-1] if layer.go_backwards else range(count)
 
 
 def _framed(one: Cell, x: Values) -> Values:

@@ -119,8 +119,7 @@ class IntegerRecurrent:
     @property
     def order(self) -> range:
         """The frames, in the order in which they are computed."""
-        count = self.frames.count if self.frames else 0
-        return range(count)[::-1] if self.go_backwards else range(count)
+        return self.frames.order(self.go_backwards) if self.frames else range(0)
 
     @property
     def state_scales(self) -> tuple[float, ...]:

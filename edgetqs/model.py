@@ -57,6 +57,10 @@ class Frames:
     def taps(self) -> int:
         return self.sources.shape[1]
 
+    def order(self, backwards: bool) -> range:
+        """The frames, in the order in which a recurrent layer goes over them."""
+        return range(self.count)[::-1] if backwards else range(self.count)
+
     def gather(self, x: NDArray, features: int) -> NDArray:
         """x (..., any number of frames * features) -> (..., count, taps * features)."""
         value = x.reshape(*x.shape[:-1], -1, features)
@@ -178,6 +182,15 @@ class Pool:
 
     tensors: ClassVar[tuple[str, ...]] = ()
 
+    def taps(self, x: NDArray) -> NDArray:
+        """x (..., any number of frames * features) -> (..., frames.count, frames.taps, features)."""
+        frames = self.frames.gather(x, self.features)
+        return frames.reshape(*frames.shape[:-1], self.frames.taps, self.features)
+
+    def largest(self, x: NDArray) -> NDArray:
+        """x (..., any number of frames * features) -> (..., frames.count * features)."""
+        return self.taps(x).max(axis=-2).reshape(*x.shape[:-1], -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Merge:
@@ -189,6 +202,12 @@ class Merge:
     mode: Literal["concat", "mul"] = "concat"
 
     tensors: ClassVar[tuple[str, ...]] = ()
+
+    def beside(self, a: NDArray, b: NDArray) -> NDArray:
+        """Two values (..., count * features each), frame by frame side by side."""
+        lead = np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+        parts = [np.broadcast_to(v, (*lead, v.shape[-1])).reshape(*lead, self.count, -1) for v in (a, b)]
+        return np.concatenate(parts, axis=-1).reshape(*lead, -1)
 
 
 Recurrent: TypeAlias = Lstm | Gru | SimpleRnn

@@ -81,7 +81,7 @@ def _wider(seen: Observation, one: Cell, x: Values, own: tuple[Values, ...]) -> 
         return _wider_frame(seen, one, x, own)
     frames = layer.frames.gather(x, one.kernel.shape[0] // layer.frames.taps)
     state = zero_cell(one, (len(x),))
-    for t in range(layer.frames.count)[:: -1 if layer.go_backwards else 1]:
+    for t in layer.frames.order(layer.go_backwards):
         seen = _wider_frame(seen, one, frames[:, t], state)
         _, state = step_frame(one, state, frames[:, t])
     return seen

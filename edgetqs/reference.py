@@ -97,15 +97,14 @@ def _layer(
 ) -> tuple[Integers, tuple[Integers, ...]]:
     """(output, next state) of a layer that reads one or two of the values so far."""
     if isinstance(layer, Merge):
-        return _merged(layer, values[-2], values[-1]), ()
+        a, b = values[-2:]
+        return fp.multiply(a, b, 14) if layer.mode == "mul" else layer.beside(a, b), ()
     x = values[getattr(layer, "source", -1)]
     if isinstance(layer, Window):
         after = np.concatenate([state[0][..., layer.features :], x], axis=-1)
         return after, (after,)
     if isinstance(layer, Pool):
-        taps = layer.frames.gather(x, layer.features)
-        taps = taps.reshape(*taps.shape[:-1], layer.frames.taps, layer.features)
-        return taps.max(axis=-2).reshape(*x.shape[:-1], -1), ()
+        return layer.largest(x), ()
     if isinstance(layer, IntegerDense):
         return _dense(layer, x, trace), ()
     if isinstance(layer, IntegerNormalization):
@@ -118,13 +117,6 @@ def _layer(
         state = _CELLS[layer.kind](layer, x, state, trace)
         return state[0], state
     return _over_frames(layer, layer.frames.gather(x, layer.kernel.columns // layer.frames.taps), trace), ()
-
-
-def _merged(layer: Merge, a: Integers, b: Integers) -> Integers:
-    if layer.mode == "mul":
-        return fp.multiply(a, b, 14)
-    parts = [v.reshape(*v.shape[:-1], layer.count, -1) for v in (a, b)]
-    return np.concatenate(parts, axis=-1).reshape(*a.shape[:-1], -1)
 
 
 def _over_frames(layer: IntegerRecurrent, frames: Integers, trace: Trace) -> Integers:

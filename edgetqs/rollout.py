@@ -132,9 +132,7 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
     if isinstance(layer, Activation):
         return FUNCTIONS[layer.function](x), ()
     if isinstance(layer, Pool):
-        taps = layer.frames.gather(x, layer.features)
-        taps = taps.reshape(*taps.shape[:-1], layer.frames.taps, layer.features)
-        return taps.max(axis=-2).reshape(*x.shape[:-1], -1), ()
+        return layer.largest(x), ()
     if layer.frames is None:
         return step_frame(one, state, x)
     frames = layer.frames.gather(x, one.kernel.shape[-2] // layer.frames.taps)
@@ -156,14 +154,12 @@ def over_frames(one: Cell, frames: Values) -> Values:
     """A recurrent layer over (..., T, columns) from a zero state: its last output, or all of them side by side."""
     layer = one.layer
     assert isinstance(layer, RECURRENT)
+    assert layer.frames is not None
     state = zero_cell(one, frames.shape[:-2])
-    outputs = []
-    for t in range(frames.shape[-2]):
-        y, state = step_frame(one, state, frames[..., -1 - t if layer.go_backwards else t, :])
-        outputs.append(y)
-    if not layer.return_sequences:
-        return y
-    return np.concatenate(outputs[::-1] if layer.go_backwards else outputs, axis=-1)
+    outputs = {}
+    for t in layer.frames.order(layer.go_backwards):
+        outputs[t], state = step_frame(one, state, frames[..., t, :])
+    return np.concatenate([outputs[t] for t in sorted(outputs)], axis=-1) if layer.return_sequences else state[0]
 
 
 def step_frame(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, tuple[Values, ...]]:
@@ -217,17 +213,8 @@ def step(stack: tuple[Cell, ...], state: State, x: Values) -> tuple[Values, Stat
 def taken(layer: Layer, values: Sequence[Values]) -> Values:
     """What a layer reads of the values so far."""
     if isinstance(layer, Merge):
-        return merged(layer, values[-2], values[-1])
+        return values[-2] * values[-1] if layer.mode == "mul" else layer.beside(values[-2], values[-1])
     return values[getattr(layer, "source", -1)]
-
-
-def merged(layer: Merge, a: Values, b: Values) -> Values:
-    """Two values of (..., count * features each)."""
-    if layer.mode == "mul":
-        return a * b
-    lead = np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
-    parts = [np.broadcast_to(v, (*lead, v.shape[-1])).reshape(*lead, layer.count, -1) for v in (a, b)]
-    return np.concatenate(parts, axis=-1).reshape(*lead, -1)
 
 
 def remembering(stack: tuple[Cell, ...]) -> int:
