@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetqs.emit_layers import plain, statements
+from edgetqs.emit_layers import Statements, plain, statements
 from edgetqs.errors import BadInput
 from edgetqs.integer import ChannelCode, IntegerModel, IntegerRecurrent
 from edgetqs.layout import padded
@@ -58,7 +58,7 @@ def emit_c(
         "model_hash": model.model_sha256[:16] or "an unnamed model",
         "plan_hash": plan_hash,
         "kernels": kernels,
-        "weight_bytes": stored_bytes(model, kernels),
+        "weight_bytes": _bytes(made),
         "state_bytes": sum(2 * padded(member["size"], 2) for member in state) + 8,
         "inputs": [_channel(code, low_high=True) for code in model.inputs],
         "outputs": [_channel(code) for code in model.outputs],
@@ -107,7 +107,11 @@ def c_name(text: str) -> str:
 
 def stored_bytes(model: IntegerModel, kernels: str) -> int:
     """Bytes of all rows as stored: packed weights, multipliers, biases."""
-    return sum(4 * array["size"] for array in statements(model, kernels).arrays)
+    return _bytes(statements(model, kernels))
+
+
+def _bytes(made: Statements) -> int:
+    return sum(4 * array["size"] for array in made.arrays)
 
 
 def _state(model: IntegerModel) -> list[dict[str, Any]]:

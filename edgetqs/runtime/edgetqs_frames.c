@@ -7,10 +7,10 @@ void edgetqs_slide(int16_t *window, unsigned size, const int16_t *newest, unsign
     edgetqs_copy(window + (size - count), newest, count);
 }
 
-/* Zeros from count values on, up to the next multiple of eight. */
+/* Zeros from count values on, up to the padding of vectors that rows are multiplied with. */
 static void pad(int16_t *values, unsigned count)
 {
-    for (; (count & 7u) != 0u; ++count) {
+    for (; count % EDGETQS_PAD != 0u; ++count) {
         values[count] = 0;
     }
 }

@@ -119,7 +119,7 @@ void edgetqs_gru_mix(const int16_t *z, const int16_t *fresh, int16_t *h, unsigne
 
 /* The window's oldest values make room for the newest. */
 void edgetqs_slide(int16_t *window, unsigned size, const int16_t *newest, unsigned count);
-/* One frame, with zeros up to the next multiple of eight values. */
+/* One frame as a vector that rows are multiplied with: on a word, padded with zeros. */
 void edgetqs_frame(int16_t *to, const int16_t *from, unsigned count);
 /* The same of `taps` frames by their numbers; -1 is a frame of zeros. */
 void edgetqs_gather(int16_t *to, const int16_t *from, const int16_t *sources, unsigned taps, unsigned features);
