@@ -175,6 +175,13 @@ class Bench:
         return replace(plain, **made)
 
 
+def _products(one: Cell, lesson: Lesson) -> int:
+    """Products of weights that one trajectory takes: layers over frames run only where an output is wanted."""
+    frames = getattr(one.layer, "frames", None)
+    steps = lesson.history.shape[1] + lesson.future.shape[1]
+    return (one.kernel.size + one.recurrent_kernel.size) * (lesson.answers.shape[1] * frames.count if frames else steps)
+
+
 class Search:
     """Starting plans from measured sensitivities, then swaps, remembering every rollout."""
 
@@ -183,9 +190,8 @@ class Search:
         self.count = len(table.units)
         self.known: dict[Widths, float] = {}
         lesson = bench.lesson
-        steps = lesson.history.shape[1] + lesson.future.shape[1]
-        weights = sum(one.kernel.size + one.recurrent_kernel.size for one in bench.variants[4, 4])
-        self.most = int(np.clip(WORK / (weights * steps * lesson.count), FEWEST, MOST))
+        products = sum(_products(one, lesson) for one in bench.variants[4, 4])
+        self.most = int(np.clip(WORK / (products * lesson.count), FEWEST, MOST))
 
     def run(self, start: Widths) -> list[Widths]:
         """The best plans found, best first."""
