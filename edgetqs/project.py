@@ -168,10 +168,13 @@ def _configured(config: Path, model: Path | None, reader: Reader | None) -> Proj
     path = model if model is not None else config.parent / str(file)
     logits = about.take("logits", bool, False)
     forecaster = reader(path) if reader is not None else read_model(path, logits=logits)
+    window = about.take("window", int, forecaster.window, _at_least(1))
+    if forecaster.windowed and window != forecaster.window:
+        mistakes.append(f"model.window: must be {forecaster.window}: the model looks at that many samples at once")
     forecaster = replace(
         forecaster,
         name=about.take("name", str, forecaster.name),
-        window=about.take("window", int, forecaster.window, _at_least(1)),
+        window=window,
         input_range=about.take("input_range", float, forecaster.input_range, _positive),
     )
     notes: tuple[str, ...] = ()

@@ -482,3 +482,12 @@ def test_files_that_are_no_npz(tmp_path, content):
 def test_missing_data(tmp_path, name):
     with pytest.raises(BadInput, match="nowhere"):
         read_data(tmp_path / name, FORECASTER)
+
+
+def test_the_window_of_a_windowed_model_is_its_own(folder, monkeypatch):
+    forecaster = forecaster_of(WINDOWED["flatten"], STEPS, FEATURES)
+    monkeypatch.setattr(project, "read_model", lambda path, **options: forecaster)
+    assert mistakes(folder, '[model]\nfile = "m.keras"\nwindow = 4') == [
+        f"model.window: must be {STEPS}: the model looks at that many samples at once"
+    ]
+    assert loaded(folder, f'[model]\nfile = "m.keras"\nwindow = {STEPS}').forecaster.window == STEPS
