@@ -315,6 +315,9 @@ def _activation(layer: Activation, scale: float) -> IntegerActivation:
     """Tables read the finest scale that holds all of the input's."""
     bits = round(-math.log2(scale))
     z_bits = next((k for k in (14, 13) if 5 * 2.0**-k >= scale), 12)
+    if layer.function != "relu" and z_bits - 2 - bits > 15:  # the way to the table would leave 31 bits
+        todo = "put a normalisation ahead of it, or check the trained model's scaling"
+        raise Unsupported(f"its input may be as large as {scale * (INT16_MAX + 1):g}", layer.name, todo)
     return IntegerActivation(layer.name, layer.function, bits, z_bits)
 
 
