@@ -31,6 +31,7 @@ from edgetqs.stepwise import (
     RepeatVector,
     Reshape,
     Trained,
+    frames_behind,
     output_channels,
     stepwise,
 )
@@ -199,12 +200,7 @@ class _Assembly:
         self._settle(node.where)
         if layer.padding != "valid" and self.affine is not None and (self.affine.shift != 0).any():
             self._materialise(node)  # its zeros come behind the normalisation
-        count = None
-        if frames is not None:
-            count = frames if layer.padding != "valid" else frames - layer.reach + 1
-            count = -(-count // layer.stride)
-            if count < 1:
-                raise BadInput(f"{frames} frames are fewer than its kernel reaches over", node.where)
+        count = _behind(node, frames, layer.reach, layer.stride, layer.padding)
         self._append(self._folded(layer, node.where), (count, layer.dense.bias.size))
 
     def _pooling(self, node: Node) -> None:
@@ -213,12 +209,10 @@ class _Assembly:
         self._settle(node.where)
         if self.affine is not None and not (self.affine.scale > 0).all():
             self._materialise(node)  # the largest of negated values is the smallest
-        count = None
-        if frames is not None and layer.size:
-            count = -(-(frames if layer.padding == "same" else frames - layer.size + 1) // layer.stride)
-            if count < 1:
-                raise BadInput(f"{frames} frames are fewer than pool_size={layer.size}", node.where)
-        self._append(layer, (count, features) if layer.size else (features,))
+        if not layer.size:
+            self._append(layer, (features,))
+            return
+        self._append(layer, (_behind(node, frames, layer.size, layer.stride, layer.padding), features))
 
     def _over_time(self, node: Node) -> tuple[int | None, int]:
         if len(self.shape) != 2:
@@ -354,6 +348,16 @@ class _Assembly:
             return np.ones(len(affine.scale)), np.zeros(len(affine.scale))
         self.layers[-1] = replace(affine, scale=np.sign(affine.scale), shift=0 * affine.shift).behind(last)
         return np.abs(np.where(affine.scale != 0, affine.scale, 1)), affine.shift
+
+
+def _behind(node: Node, frames: int | None, reach: int, stride: int, padding: str) -> int | None:
+    """How many frames there are behind a layer over ``reach`` of them; None in an open window."""
+    if frames is None:
+        return None
+    count = frames_behind(frames, reach, stride, padding)
+    if count < 1:
+        raise BadInput(f"it reaches over {reach} frames, but there are {frames}", node.where)
+    return count
 
 
 def _target(node: Node, size: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetqs.errors import Unsupported
 from edgetqs.model import (
     RECURRENT,
     Activation,
@@ -33,6 +34,8 @@ from edgetqs.model import (
 )
 
 Shape: TypeAlias = tuple[int, ...]
+#: A step over frames takes no more: 2 MiB of int16 are beyond any device that this is for.
+MOST_VALUES = 1 << 20
 MergeMode: TypeAlias = Literal["concat", "sum", "mul", "ave"]
 
 
@@ -123,7 +126,9 @@ def stepwise(layers: Sequence[Trained], window: int, features: int) -> Stepwise:
             return _course(rest, _Course(made, (width,)))
     if not rest:
         return Stepwise(tuple(made), (width,))
-    return _course(layers, _Course([Window("window", window, features)], (window, features)))
+    course = _Course([], (window, features))
+    course.append(Window("window", window, features), (window, features))
+    return _course(layers, course)
 
 
 def _course(layers: Sequence[Trained], course: _Course) -> Stepwise:
@@ -182,18 +187,21 @@ class _Course:
             self._bidirectional(layer)
         elif isinstance(layer, Dense):
             frames = Frames.of(self.axis) if len(self.shape) == 2 else None
-            self._append(replace(layer, frames=frames), (*self.shape[:-1], layer.bias.size))
+            self.append(replace(layer, frames=frames), (*self.shape[:-1], layer.bias.size))
         elif isinstance(layer, Activation):
             self.layers.append(layer)
         elif isinstance(layer, LayerNormalization):
             self.in_order(layer.name)
             self.layers.append(replace(layer, count=self.shape[0] if len(self.shape) == 2 else 1))
         elif isinstance(layer, Convolution):
+            behind = frames_behind(self.shape[0], layer.reach, layer.stride, layer.padding)
+            self._check(layer.name, behind * layer.dense.kernel.shape[2])
             at = positions(self.shape[0], layer.reach, layer.stride, layer.padding, layer.dilation)
-            self._append(replace(layer.dense, frames=self._at(at)), (len(at), layer.dense.bias.size))
+            self.append(replace(layer.dense, frames=self._at(at)), (len(at), layer.dense.bias.size))
         elif isinstance(layer, Pooling):
             self._pool(layer)
         elif isinstance(layer, RepeatVector):
+            self._check(layer.name, layer.times * self.shape[0])
             self.shape = (layer.times, self.shape[0])
             self.axis = np.zeros(layer.times, np.int64)
         else:
@@ -201,7 +209,13 @@ class _Course:
             self.shape = layer.shape
             self.axis = np.arange(layer.shape[0] if len(layer.shape) == 2 else 0)
 
-    def _append(self, layer: Layer, shape: Shape) -> None:
+    def _check(self, name: str, values: int) -> None:
+        if values > MOST_VALUES:
+            todo = "shorten the window, or take fewer units"
+            raise Unsupported(f"takes {values} values in every step, more than {MOST_VALUES}", name, todo)
+
+    def append(self, layer: Layer, shape: Shape) -> None:
+        self._check(layer.name, math.prod(shape))
         self.layers.append(layer)
         self.shape = shape
         self.axis = np.arange(shape[0] if len(shape) == 2 else 0)
@@ -213,12 +227,12 @@ class _Course:
     def in_order(self, name: str) -> None:
         """Frames that are repeated or reversed, put one after the other."""
         if len(self.shape) == 2 and not np.array_equal(self.axis, np.arange(self.shape[0])):
-            self._append(Pool(f"{name}_order", Frames.of(self.axis), self.shape[1]), self.shape)
+            self.append(Pool(f"{name}_order", Frames.of(self.axis), self.shape[1]), self.shape)
 
     def _recurrent(self, layer: Recurrent) -> None:
         units = layer.bias.shape[1]
         shape = (len(self.axis), units) if layer.return_sequences else (units,)
-        self._append(replace(layer, frames=Frames.of(self.axis)), shape)
+        self.append(replace(layer, frames=Frames.of(self.axis)), shape)
         if layer.go_backwards and layer.return_sequences:
             self.axis = self.axis[::-1]  # as trained: in the order of computation
 
@@ -234,7 +248,7 @@ class _Course:
         if layer.merge_mode == "mul":
             shape = (*shape[:-1], first)
         mode: Literal["concat", "mul"] = "mul" if layer.merge_mode == "mul" else "concat"
-        self._append(Merge(layer.name, count, (first, second), mode), shape)
+        self.append(Merge(layer.name, count, (first, second), mode), shape)
         if layer.merge_mode in ("sum", "ave"):
             weight = np.eye(first) * (0.5 if layer.merge_mode == "ave" else 1.0)
             kernel = frozen(np.concatenate([weight, weight], axis=1)[None])
@@ -243,20 +257,21 @@ class _Course:
     def _pool(self, layer: Pooling) -> None:
         count, features = self.shape
         size, stride = layer.size or count, layer.stride if layer.size else count
+        self._check(layer.name, frames_behind(count, size, stride, layer.padding) * size)
         at = positions(count, size, stride, layer.padding)
         at = np.where(at < 0, at.max(axis=1, keepdims=True), at)  # what lies outside does not count
         pool = Pool(layer.name, self._at(at), features)
-        self._append(pool, (len(at), features) if layer.size else (features,))
+        self.append(pool, (len(at), features) if layer.size else (features,))
+
+
+def frames_behind(count: int, reach: int, stride: int, padding: str) -> int:
+    """How many frames a layer over ``reach`` of ``count`` frames gives; less than 1 where none fits."""
+    return -(-(count - reach + 1 if padding == "valid" else count) // stride)
 
 
 def positions(count: int, reach: int, stride: int, padding: str, dilation: int = 1) -> NDArray[np.int64]:
     """(frames, taps) where each output frame's taps lie on an axis of ``count`` frames; -1 outside of it."""
-    before, behind = 0, 0
-    if padding == "causal":
-        before = reach - 1
-    elif padding == "same":
-        around = max((math.ceil(count / stride) - 1) * stride + reach - count, 0)
-        before, behind = around // 2, around - around // 2
-    starts = np.arange(0, count + before + behind - reach + 1, stride) - before
-    at = starts[:, None] + np.arange(0, reach, dilation)
+    frames = frames_behind(count, reach, stride, padding)
+    before = {"valid": 0, "causal": reach - 1, "same": max((frames - 1) * stride + reach - count, 0) // 2}[padding]
+    at = np.arange(frames)[:, None] * stride - before + np.arange(0, reach, dilation)
     return np.where((at >= 0) & (at < count), at, -1)

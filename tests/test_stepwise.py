@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from compositions import FEATURES, STEPS, STREAMING, WINDOWED
+from compositions import FEATURES, STEPS, STREAMING, WINDOWED, both, convolution, recurrent
 from whole import forecaster_of, whole_stack
 
 from edgetqs.bptt import Tape
+from edgetqs.errors import Unsupported
 from edgetqs.lesson import forecast
 from edgetqs.model import Feedback, Merge, Window, frozen
 from edgetqs.rollout import cells, run, window, zero_state
-from edgetqs.stepwise import output_channels, stepwise
+from edgetqs.stepwise import Pooling, RepeatVector, Reshape, output_channels, stepwise
 
 X = np.random.default_rng(3).normal(size=(4, STEPS, FEATURES))
 
@@ -95,3 +96,18 @@ def test_gradients_by_back_propagation(name, closed):
             layers[index] = replace(layers[index], **{field: frozen(values + sign * direction, np.float64)})
             ends.append(loss(replace(forecaster, layers=tuple(layers))))
         assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(np.sum(gradient * direction), rel=1e-4, abs=1e-5), field
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps", "name"),
+    [
+        ([Pooling("huge", 60_000, 1, "same"), recurrent("lstm", 2, 3)], 60_000, "huge"),
+        ([recurrent("lstm", 40, 3), RepeatVector("huge", 60_000)], 9, "huge"),
+        ([both("lstm", 2, 3)], 1 << 20, "window"),
+        ([convolution(2, 30, 3, padding="same"), recurrent("lstm", 2, 2)], 60_000, "conv_0"),
+        ([recurrent("lstm", 60, 3, True), Reshape("f", (60 * 30_000,)), recurrent("lstm", 2, 3)], 30_000, "lstm_0"),
+    ],
+)
+def test_steps_that_no_device_has_room_for_are_refused_before_they_take_memory(layers, steps, name):
+    with pytest.raises(Unsupported, match=f"{name}: takes .* values in every step"):
+        stepwise(layers, steps, FEATURES)
