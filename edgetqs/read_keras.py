@@ -39,6 +39,9 @@ from edgetqs.stepwise import (
 #: Models may leave the window's length open (None in Keras); this many samples then.
 DEFAULT_WINDOW = 32
 
+#: A scaling that goes into no neighbour is a square matrix; none is larger.
+MOST_DIAGONAL = 1024
+
 #: Without effect at inference.
 VANISHING = (
     "ActivityRegularization",
@@ -222,6 +225,9 @@ class _Assembly:
     def _materialise(self, node: Node) -> None:
         """What is not yet folded ahead of ``node``, if anything, as a dense layer of its own."""
         features = self._features(node)
+        if features > MOST_DIAGONAL:
+            what = f"a scaling of {features} features ahead of it has no weights to go into"
+            raise Unsupported(what, node.where, "Put a Dense layer between the two.")
         affine, self.affine = self.affine or Affine(node, np.ones(features), np.zeros(features)), None
         kernel, bias = frozen(np.diag(affine.scale)[None]), frozen(affine.shift[None])
         self._append(Dense(affine.layer.name, kernel, bias), self.shape)

@@ -527,6 +527,15 @@ def test_normalization_becomes_the_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(forecaster.layers[0].kernel[0], rnn_weights(4)[0][1][:, :3].T)
 
 
+def test_a_large_scaling_that_cannot_be_folded_is_refused(tmp_path: Path) -> None:
+    """Its matrix would be the square of what the file holds."""
+    wide = layer("Dense", "dense", units=60_000, activation="linear", use_bias=True)
+    config = sequential(lstm(), wide, layer("Activation", "a", activation="tanh"), layer("Softmax", "s", axis=-1))
+    weights = {"lstm": rnn_weights(4), "dense": dense_weights(units=60_000)}
+    with pytest.raises(Unsupported, match="60000 features"):
+        read_keras(write_h5(tmp_path / "m.h5", config, weights))
+
+
 def test_convolution_and_pooling_of_keras_1(tmp_path: Path) -> None:
     """Other names of the options, and kernels with an axis more."""
     kernel, bias = array(3, 1, 2, 4, seed=8), array(4, seed=9)
