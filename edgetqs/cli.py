@@ -17,6 +17,7 @@ import click
 import edgetqs
 from edgetqs.errors import BadInput, CheckFailed, EdgeTqsError, Unsupported
 from edgetqs.flash_command import flash_command
+from edgetqs.hil_command import hil_command
 from edgetqs.output import Output, global_flags, write_file
 
 MODEL = click.argument("model", type=click.Path(path_type=Path), required=False)
@@ -313,30 +314,6 @@ def emulate(output: Output, folder: Path, timeout: int) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="BUILD", type=click.Path(path_type=Path))
-@click.option("--device", metavar="SPEC", default="qemu", help="qemu, serial:PATH:BAUD or tcp:HOST:PORT. [qemu]")
-@click.option("--board-id", metavar="NAME", help="What reports call the board. [its target and SPEC]")
-@click.option("--steps", type=click.IntRange(min=1), help="Streaming steps. [10000]")
-@click.option("-k", "select", metavar="EXPR", help="Only tests whose names match, as for pytest.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write figures and outcomes as JSON.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="Figures that must not get worse.")
-@click.option("--update-baseline", is_flag=True, help="Write this run's figures into --baseline.")
-@click.pass_obj
-def hil(output: Output, folder: Path, device: str, **wishes: Any) -> None:
-    """Run the hardware-in-the-loop suite on a device that has BUILD's link image, or on its emulator."""
-    from edgetqs.hardware import Wishes, run
-
-    outcome = run(folder, device, Wishes(**wishes))
-    if output.as_json:
-        output.json({**outcome.report, "differences": outcome.differences})
-        return
-    for difference in outcome.differences or ():
-        click.echo(str(difference))
-    click.echo(f"{outcome.report['board_id']}: {len(outcome.report['tests'])} tests, none failed")
-
-
-@cli.command()
 @click.pass_obj
 def targets(output: Output) -> None:
     """List the devices that edgetqs knows."""
@@ -351,6 +328,7 @@ def targets(output: Output) -> None:
 
 
 cli.add_command(flash_command)
+cli.add_command(hil_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
