@@ -63,7 +63,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"cannot read the baseline: {error.strerror}", str(path), "make it with --update-baseline"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {error}", str(path), "make it anew with --update-baseline") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise BadInput("not a baseline of this version", str(path), "make it anew with --update-baseline")

@@ -159,7 +159,7 @@ def greet(spec: str, build: Build) -> Hello:
     with dut:
         hello = dut.hello
     wanted = {
-        "model": (hello.model_hash, build.record["model"]["sha256"][:16]),
+        "model": (hello.model_hash, build.model_hash),
         "plan": (hello.plan_hash, build.record["plan"]["hash"]),
         "target": (hello.target, build.target.name),
     }
