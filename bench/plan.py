@@ -45,6 +45,9 @@ FRACTIONS = {"tensor": (0.15, 0.3, 0.45, 0.6, 0.75), "gate": (0.25, 0.5, 0.75)}
 #: Random plans at each budget, and how many that the search on held-out data found are measured as built.
 RANDOM, FOUND = {"tensor": 10, "gate": 4}, 4
 UNPERTURBED = "TQS, histories unperturbed"
+#: The best of all plans on the earlier half of the held-out windows, judged against the best on the later half:
+#: what is left to a choice that has the data, but not the data it is judged on.
+EARLIER = "best on earlier half (data)"
 ROUNDINGS = ("nearest", "trajectory")
 HERE = Path(__file__).resolve().parent
 
@@ -56,6 +59,7 @@ class Study:
         self.member = suite.member(name)
         self.forecaster, self.horizon = self.member.forecaster, self.member.horizon
         self.held = self.member.held
+        self.lessons = (self.held.lesson, *self.held.halves())
         self.observations, self.metrics = observe(self.forecaster), curvature(self.forecaster, self.horizon)
         plain = {
             w: rounded(self.forecaster, dict.fromkeys(blocks(self.forecaster), w), self.observations) for w in WIDTHS
@@ -82,8 +86,12 @@ class Study:
 
     def deviation(self, widths: dict, rounding: str) -> float:
         """Of the rollout on held-out data, in units of its spread, really quantized."""
-        model = self.quantized(widths, rounding)
-        return float(np.sqrt(self.held.lesson.error(dequantized(self.forecaster, model))))
+        return float(np.sqrt(self.squared(widths, rounding)[0]))
+
+    def squared(self, widths: dict, rounding: str) -> tuple[float, ...]:
+        """Squared deviation on held-out data as a build quantizes: on all of it, its earlier and its later half."""
+        model = dequantized(self.forecaster, self.quantized(widths, rounding))
+        return tuple(lesson.error(model) for lesson in self.lessons)
 
     def costs(self, granularity: str, measured: np.ndarray) -> dict[str, np.ndarray]:
         """Cost of each unit (rows) at int4 and int8 (columns), by method."""
@@ -146,14 +154,16 @@ def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.n
     scores = study.scores[granularity]
     table = Table.of(study.forecaster, scores, "dsp")
     own = Bench.of(study.forecaster, table, scores.horizon, rounding, study.observations, study.metrics)
-    held = replace(own, lesson=study.held.lesson)
+    held = tuple(replace(own, lesson=lesson) for lesson in study.lessons)
     low, high = (table.total([w] * len(table.units)) for w in WIDTHS)
-    known: dict[Widths, float] = {}
+    known: dict[Widths, tuple[float, ...]] = {}
 
     def measure(plans: Iterable[Widths]) -> None:
         new = [plan for plan in dict.fromkeys(plans) if plan not in known]
-        errors = held.errors(new) if rounding == "nearest" else [built(study, table, plan, rounding) for plan in new]
-        known.update(zip(new, errors, strict=True))
+        if rounding == "nearest":
+            known.update(zip(new, zip(*(bench.errors(new) for bench in held), strict=True), strict=True))
+        else:
+            known.update((plan, study.squared(widths_of(table, plan), rounding)) for plan in new)
 
     if granularity == "tensor":
         measure(itertools.product(WIDTHS, repeat=len(table.units)))
@@ -170,22 +180,23 @@ def compare(study: Study, granularity: str, rounding: str, costs: dict[str, np.n
         chance = [_random(table, budget, np.random.default_rng(k)) for k in range(RANDOM[granularity])]
         measure([*plans.values(), *chance])
         if granularity == "gate":
-            search = Search(held, table, budget)
+            search = Search(held[0], table, budget)
             search.measure([*plans.values(), *chance])
             measure(search.run(min(plans.values(), key=search.known.__getitem__))[:FOUND])
-        best = min(error for plan, error in known.items() if table.total(plan) <= budget)
-        regret = {name: float(np.sqrt(known[plan] / best)) for name, plan in plans.items()}
-        regret["random"] = float(np.exp(np.mean([0.5 * np.log(known[plan] / best) for plan in chance])))
+        whole, earlier, later = np.array([known[plan] for plan in known if table.total(plan) <= budget]).T
+        best = whole.min()
+        regret = {name: float(np.sqrt(known[plan][0] / best)) for name, plan in plans.items()}
+        regret["random"] = float(np.exp(np.mean([0.5 * np.log(known[plan][0] / best) for plan in chance])))
+        if granularity == "tensor":
+            regret[EARLIER] = float(np.sqrt(later[np.argmin(earlier)] / later.min()))
         rows.append({"fraction": fraction, "bytes": budget, "best": float(np.sqrt(best)), "regret": regret})
     wide = (8,) * len(table.units)
     measure([wide])
-    return [{**row, "uniform int8": float(np.sqrt(known[wide]))} for row in rows]
+    return [{**row, "uniform int8": float(np.sqrt(known[wide][0]))} for row in rows]
 
 
-def built(study: Study, table: Table, plan: Widths, rounding: str) -> float:
-    """Squared deviation on held-out data of the model that a build makes of a plan."""
-    widths = {block: width for unit, width in zip(table.units, plan, strict=True) for block in unit.blocks}
-    return study.deviation(widths, rounding) ** 2
+def widths_of(table: Table, plan: Widths) -> dict:
+    return {block: width for unit, width in zip(table.units, plan, strict=True) for block in unit.blocks}
 
 
 def _random(table: Table, budget: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,16 @@ class Held:
 
     lesson: Lesson
     truth: Values
+
+    def halves(self) -> tuple[Lesson, Lesson]:
+        """The earlier and the later windows."""
+        whole, middle = self.lesson, self.lesson.count // 2
+
+        def part(own: slice) -> Lesson:
+            arrays = {name: getattr(whole, name)[own] for name in ("history", "future", "answers", "spread")}
+            return replace(whole, **arrays, kinds=((0, len(arrays["history"])),))
+
+        return part(slice(None, middle)), part(slice(middle, None))
 
     def rmse(self, forecaster: Forecaster) -> float:
         """Against the truth, in units of each output's ``std``."""
