@@ -229,7 +229,7 @@ def granularities(study: Study) -> dict[str, Any]:
         scores = study.scores.get(granularity) or score(study.forecaster, study.horizon, granularity)
         table = Table.of(study.forecaster, scores, "dsp")
         budget = table.total([8] * len(table.units)) - int(0.35 * packed)
-        for rounding in ROUNDINGS:
+        for rounding in (*ROUNDINGS, "learned"):
             plan = planner.plan(study.forecaster, scores, budget, "dsp")
             plan = refine(
                 study.forecaster, scores, plan, rounding, observations=study.observations, metrics=study.metrics

@@ -161,9 +161,11 @@ def show(figures: dict[str, Any]) -> None:
     ]
     table(console, "4. Rounding: deviation with one width everywhere", columns, rows, "; ".join(parts))
 
-    columns = [f"{g} {r}" for r in ("nearest", "trajectory") for g in ("layer", "tensor", "gate")]
+    columns = [f"{g} {r}" for r in _ROUNDINGS for g in ("layer", "tensor", "gate")]
     rows = [[r["name"], *(f"{r['granularity'][c] - 1:+.2%}" for c in columns)] for r in results]
+    within = [sum(r["granularity"][c] <= 1.02 for r in results) for c in columns]
     title = "5. Rollout RMSE against float at 65 % of the int8 weights' bytes"
+    rows.append(["within 2 %", *(f"{count} of {len(results)}" for count in within)])
     table(console, title, ["model", *(f">{c}" for c in columns)], rows)
 
     s = figures["speed"]
