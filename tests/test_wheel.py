@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,6 +38,15 @@ def installed(wheel) -> Path:
     folder = wheel.parent / "installed"
     subprocess.run([*PIP, "install", "--no-deps", "--quiet", "--target", str(folder), str(wheel)], check=True)
     return folder
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version, from the PATH or from pyenv."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for python in (shutil.which(f"python{version}"), *sorted(versions.glob(f"{version}.*/bin/python"))):
+        if python and subprocess.run([python, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return str(python)
+    pytest.skip(f"there is no Python {version}")
 
 
 def run(installed: Path, *command: str, cwd: Path) -> str:
@@ -75,9 +85,22 @@ def test_the_sample(installed, tmp_path):
 
 
 def test_a_build(installed, tmp_path):
-    save_keras(random_forecaster("rnn", 4, 2, 1, layers=1, window=8), tmp_path / "small.keras")
     program = str(installed / "bin" / "edgetqs")
+    build(program, installed, tmp_path)
+    assert "none failed" in run(installed, program, "hil", "build/small-x86", "--steps", "20", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_a_build_with_what_the_wheel_requires_alone(version, wheel, tmp_path):
+    """No test tools, no TensorFlow, no checkout."""
+    python, fresh = interpreter(version), tmp_path / "venv"
+    run(Path(), python, "-m", "venv", str(fresh), cwd=tmp_path)
+    run(Path(), str(fresh / "bin" / "pip"), "install", "--quiet", str(wheel), cwd=tmp_path)
+    build(str(fresh / "bin" / "edgetqs"), Path(), tmp_path)
+
+
+def build(program: str, installed: Path, tmp_path: Path) -> None:
+    save_keras(random_forecaster("rnn", 4, 2, 1, layers=1, window=8), tmp_path / "small.keras")
     record = json.loads(run(installed, program, "build", "small.keras", "--target", "x86", "--json", cwd=tmp_path))
     assert set(record["chain"]["details"]) == {"litert", "host", "emulator", "application"}
     assert {record["chain"][engine] for engine in record["chain"]["details"]} == {"exact"}
-    assert "none failed" in run(installed, program, "hil", "build/small-x86", "--steps", "20", cwd=tmp_path)
