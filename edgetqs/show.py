@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,12 +83,23 @@ def model(console: Console, forecaster: Forecaster, horizon: int, found: Origins
             role = f"takes output {forecaster.outputs[sources[index]].name}"
         role = role if forecaster.feedback.pairs else "given"
         channels.append([channel.name, channel.unit, f"{channel.mean:.6g}", f"{channel.std:.6g}", role])
-    table(console, "Inputs", ["name", "unit", ">mean", ">std", "in the closed loop"], channels)
+    table(console, "Inputs", ["name", "unit", ">mean", ">std", "in the closed loop"], _joined(channels))
     outputs = [
         [channel.name, channel.unit, f"{channel.mean:.6g}", f"{channel.std:.6g}"] for channel in forecaster.outputs
     ]
     loop = f"closed loop, horizon {horizon}" if forecaster.feedback.pairs else "direct forecast, no closed loop"
-    table(console, "Outputs", ["name", "unit", ">mean", ">std"], outputs, f"window {forecaster.window}, {loop}")
+    table(
+        console, "Outputs", ["name", "unit", ">mean", ">std"], _joined(outputs), f"window {forecaster.window}, {loop}"
+    )
+
+
+def _joined(channels: list[list[str]]) -> list[list[str]]:
+    """Channels that follow each other and differ in name only, in one row; four stay apart."""
+    rows = []
+    for _, group in itertools.groupby(channels, key=lambda channel: channel[1:]):
+        alike = list(group)
+        rows += alike if len(alike) < 5 else [[f"{alike[0][0]} to {alike[-1][0]} ({len(alike)})", *alike[0][1:]]]
+    return rows
 
 
 def model_table(forecaster: Forecaster, horizon: int, found: Origins) -> dict[str, Any]:
@@ -303,7 +315,12 @@ def _memory(console: Console, figures: dict[str, Any]) -> None:
     title = f"{figures['model']['name']} on {figures['target']}: " + (
         "it fits" if firmware["fits"] else "it does NOT fit"
     )
-    table(console, title, ["", ">used", ">limit", ">share", "how it is known"], rows)
+    link = figures["link"]
+    note = link["elf"] and (
+        f"{link['elf']}, which `edgetqs flash` and `edgetqs hil` use: {link['flash_bytes']} B of flash, "
+        f"{link['ram_bytes']} B of RAM, {link['stack_bytes']} B of stack"
+    )
+    table(console, title, ["", ">used", ">limit", ">share", "how it is known"], rows, note or "")
 
 
 def _memory_note(name: str, firmware: dict[str, Any]) -> str:

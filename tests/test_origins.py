@@ -95,6 +95,18 @@ def test_inspect_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "GRU" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("outputs", "expected"), [(4, ["y0", "y1", "y2", "y3"]), (5, ["y0 to y4 (5)"])])
+def test_many_outputs_that_are_alike_take_one_line(
+    outputs: int, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_keras(
+        random_forecaster(kind="gru", units=3, inputs=1, outputs=outputs, layers=1, window=4), tmp_path / "m.keras"
+    )
+    assert main(["inspect", str(tmp_path / "m.keras")]) == 0
+    shown = capsys.readouterr().out.partition("Outputs\n")[2].splitlines()
+    assert [line.removesuffix("1").rstrip().removesuffix("0").strip() for line in shown[1:-2]] == expected
+
+
 def test_a_loop_that_is_no_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(looped(np.eye(3) * 0.3), tmp_path / "m.tflite")
     assert main(["inspect", str(tmp_path / "m.tflite")]) == 2
