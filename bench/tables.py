@@ -204,7 +204,8 @@ def picture(figures: dict[str, Any], path: Path) -> None:
     methods = figures["summary"]["regret"]["tensor, nearest"]
     order = sorted(methods, key=lambda name: -methods[name]["mean"])
     for offset, (case, values) in enumerate(figures["summary"]["regret"].items()):
-        right.plot([values[name]["mean"] for name in order], np.arange(len(order)) + 0.12 * offset, "o", label=case)
+        places = [k for k, name in enumerate(order) if name in values]
+        right.plot([values[order[k]]["mean"] for k in places], np.array(places) + 0.12 * offset, "o", label=case)
     right.set(yticks=range(len(order)), yticklabels=order, xscale="log", xlabel="regret to the best plan (1 = best)")
     right.legend(fontsize=8)
     figure.savefig(path, dpi=90)

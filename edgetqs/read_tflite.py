@@ -28,10 +28,10 @@ from edgetqs.rollout import step as run_step
 from edgetqs.rollout import window as run_window
 from edgetqs.stepwise import Bidirectional, Reshape, Trained, output_channels, stepwise
 from edgetqs.tflite_graph import DAMAGED, MOST_BYTES, Floats, Graphs, read_bytes
-from edgetqs.tflite_layers import Chain, Reader, source
+from edgetqs.tflite_layers import Chain, Reader
 from edgetqs.tflite_operators import OPERATORS
 from edgetqs.tflite_origins import Watched, found_in
-from edgetqs.tflite_symbols import Affine, Stretch, Vector, joined, only, size, value_of
+from edgetqs.tflite_symbols import Affine, Stretch, Vector, joined, only, size, source, value_of
 from edgetqs.tflite_trace import Trace, Unknown
 
 #: What a file computes and what was found in it must agree, in float64 with float32 weights.
@@ -261,7 +261,8 @@ class _Found:
         steps = [float(t.scale[0]) for t in graph.tensors if t.kind in _LIMITS and len(t.scale) == 1]
         single = Counter(leaf.data[0] for leaf in self.trace.symbols.leaves if leaf.kind == "input")
         ports = frozenset(port for port, count in single.items() if count == 1) if len(single) > 1 else frozenset()
-        self.watched = Watched(self.where, 1e-6 + max(steps, default=0.0), ports)
+        inputs = [leaf for leaf in self.trace.symbols.leaves if leaf.kind in ("input", "scaled")]
+        self.watched = Watched(self.where, 1e-6 + max(steps, default=0.0), ports, inputs=inputs)
         return self.watched
 
     def _check(self, found: Values, wanted: Floats, spread: float) -> None:

@@ -61,8 +61,7 @@ def mixed(trace: Trace, operator: Operator, name: str, first: Value, second: Val
     """Arithmetic where at least one side is unknown."""
     symbols = trace.symbols
     if isinstance(first, Unknown) and isinstance(second, Unknown):
-        if first.size != second.size:
-            raise trace.refuse(operator, "spreads one value over several", "export the model without it")
+        first, second = _spread(trace, operator, first, second.size), _spread(trace, operator, second, first.size)
         if name == "Div":
             raise trace.refuse(operator, "divides unknowns", "export the model without it")
 
@@ -77,8 +76,7 @@ def mixed(trace: Trace, operator: Operator, name: str, first: Value, second: Val
     unknown, numbers = (second, trace.numbers(first)) if swapped else (first, trace.numbers(second))
     assert isinstance(unknown, Unknown)
     shape = np.broadcast_shapes(unknown.shape, numbers.shape)
-    if shape[-1] != unknown.size:
-        raise trace.refuse(operator, "spreads one value over several", "export the model without it")
+    unknown = _spread(trace, operator, unknown, shape[-1])
     trace.spend(shape)
     trace.vectors(int(np.prod(shape[:-1])))
     if name == "Mul" and numbers.ndim > 1 and not numbers.any():
@@ -103,6 +101,16 @@ def mixed(trace: Trace, operator: Operator, name: str, first: Value, second: Val
         else:
             made[place] = symbols.scaled(one, -ones, row) if swapped else symbols.scaled(one, ones, -row)
     return Unknown(made, unknown.size)
+
+
+def _spread(trace: Trace, operator: Operator, value: Unknown, length: int) -> Unknown:
+    """A single element for each of ``length``."""
+    if value.size == length or length == 1:
+        return value
+    if value.size != 1:
+        raise ValueError(f"vectors of {value.size} and {length} elements")
+    ones = np.ones((length, 1))
+    return Unknown(trace.each(lambda one: trace.symbols.matmul(one, ones), value.cells), length)
 
 
 def _scaled(trace: Trace, vector: Vector, factor: float) -> Vector:

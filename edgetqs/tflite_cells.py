@@ -144,7 +144,8 @@ def _made(cell: Cell, found: Found, gates: list[Affine | None], state: Vector | 
         found_terms = terms(affine)
         own = product if k == 2 and product is not None else h
         recurrents.append((k, found_terms.pop(own, None) if own is not None else None))
-        found_terms = {key: m for key, m in found_terms.items() if not _is_gate(key.leaf) and key.leaf.kind != "zero"}
+        ahead = {key for key in affine.factors if k == 2 and key not in affine.matrices and _is_gate(key.leaf)}
+        found_terms = {key: m for key, m in found_terms.items() if key not in ahead and key.leaf.kind != "zero"}
         keys |= set(found_terms)
         kernels.append((k, found_terms))
         biases.append((k, affine.bias))

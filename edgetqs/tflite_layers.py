@@ -12,8 +12,9 @@ from edgetqs.errors import Unsupported
 from edgetqs.model import Activation, Dense, Gru, Lstm, Recurrent, SimpleRnn, frozen
 from edgetqs.stepwise import Bidirectional, RepeatVector, Reshape, Trained
 from edgetqs.tflite_cells import Step, alike, ordered, step, terms
-from edgetqs.tflite_patterns import arguments, gate, same
-from edgetqs.tflite_symbols import Affine, Leaf, Stretch, Vector, as_affine, joined, only
+from edgetqs.tflite_patterns import arguments, pre_activation, same
+from edgetqs.tflite_symbols import Leaf, Stretch, Vector, joined, only, source
+from edgetqs.tflite_windows import convolution, normalization, pooling
 
 #: Layers of a model.
 MOST_LAYERS = 64
@@ -43,7 +44,7 @@ class Chain:
 class Reader:
     """``states`` collects inputs of the model that are states (h, c, step), from the last layer to the first;
     ``slack`` is what biases may differ by between steps, ``spread`` what they do; ``ports`` are the inputs that may be
-    states."""
+    states, ``inputs`` the leaves of all inputs."""
 
     where: str
     slack: float = 1e-6
@@ -51,6 +52,7 @@ class Reader:
     spread: float = 0.0
     states: list[tuple[Vector, Vector | None, Step]] = field(default_factory=list)
     depth: int = 0
+    inputs: Sequence[Leaf] = ()
 
     def follow(self, values: Sequence[Vector], sequence: bool) -> Chain:
         """The layers whose outputs are ``values``: one a step of a sequence, or a single one."""
@@ -63,7 +65,14 @@ class Reader:
         if sequence and len(values) > 1 and all(same(value, values[0]) for value in values[1:]):
             chain = self._straight(values[:1], False)
             return Chain([*chain.layers, RepeatVector("repeat_vector", len(values))], chain.inputs, chain.backwards)
-        for attempt in (self._recurrent, self._bidirectional, self._dense, self._activation):
+        for attempt in (
+            self._normalization,
+            self._recurrent,
+            self._bidirectional,
+            self._framed,
+            self._dense,
+            self._activation,
+        ):
             found = attempt(values, sequence)
             if found is not None:
                 return found
@@ -81,6 +90,21 @@ class Reader:
         keys = [part] if isinstance(part, Stretch) else ordered(set(terms(part)))
         kinds = ", ".join(sorted({key.leaf.kind for key in keys})) or "constants"
         return f"holds no layer that is known behind {len(values)} step(s) of what is made of: {kinds}"
+
+    def _normalization(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        found = normalization(values)
+        if found is None:
+            return None
+        chain = self._straight(found[1], sequence)
+        return Chain([*chain.layers, found[0]], chain.inputs, chain.backwards)
+
+    def _framed(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
+        """A pooling or a convolution."""
+        found = pooling(values, sequence, self.inputs) or (convolution(values, self.inputs) if sequence else None)
+        if found is None:
+            return None
+        chain = self._straight(found[1], True)
+        return None if chain.backwards else Chain([*chain.layers, found[0]], chain.inputs)
 
     # --- recurrent layers ---------------------------------------------------------------
 
@@ -188,7 +212,7 @@ class Reader:
     # --- dense layers ---------------------------------------------------------------------
 
     def _dense(self, values: Sequence[Vector], sequence: bool) -> Chain | None:
-        found = [_activated(value) for value in values]
+        found = [pre_activation(value) for value in values]
         if any(one is None for one in found):
             return None
         functions, affines = zip(*(one for one in found if one is not None), strict=True)
@@ -236,12 +260,6 @@ def _is_input(vector: Vector) -> bool:
     return bool(vector) and all(isinstance(p, Stretch) and p.leaf.kind in ("input", "scaled") for p in vector)
 
 
-def source(leaf: Leaf) -> Leaf:
-    """The input itself below its normalisation."""
-    below = only(leaf.args[0]) if leaf.kind == "scaled" else None
-    return leaf if below is None else below.leaf
-
-
 def _place(vector: Vector) -> tuple[int, int]:
     part = vector[0]
     assert isinstance(part, Stretch)
@@ -251,19 +269,3 @@ def _place(vector: Vector) -> tuple[int, int]:
 def _runs_backwards(values: Sequence[Vector]) -> bool:
     places = [_place(value) for value in values]
     return len(places) > 1 and places[0] > places[-1]
-
-
-def _activated(value: Vector) -> tuple[str, Affine] | None:
-    """(function, what it is applied to) of a Dense layer's output."""
-    clipped = gate(value)
-    if clipped is not None:
-        return clipped
-    stretch = only(value)
-    if stretch is not None:
-        if stretch.leaf.kind not in ("tanh", "relu"):
-            return None
-        inner = arguments(stretch)[0]
-        return (stretch.leaf.kind, as_affine(inner)) if only(inner) is None else None
-    if all(isinstance(part, Stretch) for part in value):
-        return None
-    return "linear", as_affine(value)

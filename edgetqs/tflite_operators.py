@@ -14,6 +14,7 @@ import numpy as np
 
 from edgetqs.tflite_arithmetic import activated, arithmetic, bounded, function, mixed, negative, relu
 from edgetqs.tflite_control import CONTROL
+from edgetqs.tflite_frames import FRAMES, bias_of
 from edgetqs.tflite_fused import FUSED
 from edgetqs.tflite_graph import Operator
 from edgetqs.tflite_moves import MOVES, together
@@ -51,19 +52,8 @@ def _fully_connected(trace: Trace, operator: Operator, values: Values) -> Sequen
     keep = operator.option("FullyConnectedOptions", "KeepNumDims")
     made = _product(trace, value, matrix.astype(np.float64), keep)
     if bias is not None:
-        made = mixed(trace, operator, "Add", made, _bias(trace, operator, trace.numbers(bias)))
+        made = mixed(trace, operator, "Add", made, bias_of(trace, operator, trace.numbers(bias)))
     return [activated(trace, operator, made, code)]
-
-
-def _bias(trace: Trace, operator: Operator, numbers: Numbers) -> Numbers:
-    """A bias of an integer product counts in the scales of its factors, where the file leaves its own out."""
-    tensors = trace.here.tensors
-    x, w, b = (tensors[k] for k in operator.inputs[:3])
-    if b.kind != "int32" or len(b.scale) or not len(w.scale):
-        return numbers
-    if len(x.scale) != 1 or len(w.scale) not in (1, numbers.size):
-        raise ValueError("a bias without a scale")
-    return numbers * x.scale[0] * w.scale
 
 
 def _product(trace: Trace, value: Value, matrix: Numbers, keep: bool) -> Unknown:
@@ -121,8 +111,10 @@ OPERATORS: dict[str, Callable[[Trace, Operator, list[Value]], Sequence[Value]]] 
     "GREATER_EQUAL": _numeric(np.greater_equal), "EQUAL": _numeric(np.equal), "NOT_EQUAL": _numeric(np.not_equal),
     "LOGICAL_AND": _numeric(np.logical_and), "LOGICAL_OR": _numeric(np.logical_or),
     "LOGICAL_NOT": _numeric(np.logical_not), "SELECT": _numeric(np.where), "SELECT_V2": _numeric(np.where),
-    "ZEROS_LIKE": _numeric(np.zeros_like), "RSQRT": _numeric(lambda x: 1 / np.sqrt(x)), "SQRT": _numeric(np.sqrt),
+    "ZEROS_LIKE": _numeric(np.zeros_like), "SQRT": _numeric(np.sqrt),
+    "RSQRT": function("rsqrt", lambda x: 1 / np.sqrt(x)),
     **MOVES,
     **CONTROL,
+    **FRAMES,
     **FUSED,
 }  # fmt: skip

@@ -176,6 +176,40 @@ def _ramp(affine: Affine, slope: float, middle: float) -> Affine:
     )
 
 
+def pre_activation(value: Vector) -> tuple[str, Affine] | None:
+    """(function, what it is applied to) of a dense layer's or a convolution's output."""
+    stretch = only(value)
+    if stretch is not None and stretch.leaf.kind == "kept":
+        return "linear", as_affine(arguments(stretch)[0])
+    if stretch is not None and stretch.leaf.kind in ("tanh", "relu"):
+        inner = arguments(stretch)[0]
+        below = only(inner)
+        if below is not None and below.leaf.kind != "kept":
+            return None
+        return stretch.leaf.kind, _opened(as_affine(inner))
+    clipped = gate(value)
+    if clipped is not None:
+        return clipped[0], _opened(clipped[1])
+    if all(isinstance(part, Stretch) for part in value):
+        return None
+    return "linear", _opened(as_affine(value))
+
+
+def _opened(affine: Affine) -> Affine:
+    """A scaling of what the trace has kept apart, joined to it."""
+    if affine.matrices or len(affine.factors) != 1:
+        return affine
+    ((key, factor),) = affine.factors.items()
+    if key.leaf.kind != "kept":
+        return affine
+    within = as_affine(arguments(key)[0])
+    return Affine(
+        factor * within.bias + affine.bias,
+        {frame: matrix * factor[:, None] for frame, matrix in within.matrices.items()},
+        {frame: own * factor for frame, own in within.factors.items()},
+    )
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two vectors are known to be equal."""
     if one is other:

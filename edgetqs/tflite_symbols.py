@@ -29,12 +29,12 @@ MOST_LEAVES = 1 << 16
 @dataclass(slots=True, eq=False)
 class Leaf:
     """``kind``: "input", "zero", "product", "sum", "scaled" (data: factor, offset), "clip" (data: limit),
-    or the name of a function."""
+    "kept" (an affine that is not to be joined to what follows), or the name of a function."""
 
     index: int
     kind: str
     size: int
-    args: tuple[Vector, ...] = ()
+    args: tuple[Vector, ...] = field(default=(), repr=False)  # shared: all of it would have no end
     data: Any = None
     steps: tuple[int, int] = (0, 0)  # the first and the last step of the window that it depends on
     made: int = -1  # the run of an operator that made it, see ``Trace.runs``
@@ -90,6 +90,12 @@ def size(vector: Vector) -> int:
 def only(vector: Vector) -> Stretch | None:
     """The stretch that the vector is, None if it is anything else."""
     return vector[0] if len(vector) == 1 and isinstance(vector[0], Stretch) else None
+
+
+def source(leaf: Leaf) -> Leaf:
+    """The input itself below its normalisation."""
+    below = only(leaf.args[0]) if leaf.kind == "scaled" else None
+    return leaf if below is None else below.leaf
 
 
 def cut(vector: Vector, start: int, stop: int) -> Vector:
@@ -264,7 +270,7 @@ class Symbols:
         return values
 
 
-def value_of(vector: Vector, values: Sequence[Floats], batch: int) -> Floats:
+def value_of(vector: Vector, values: Sequence[Floats] | Mapping[int, Floats], batch: int) -> Floats:
     """The numbers that a vector stands for."""
     found: list[Floats] = []
     for part in vector:
@@ -280,7 +286,7 @@ def value_of(vector: Vector, values: Sequence[Floats], batch: int) -> Floats:
     return np.concatenate(found, axis=-1)
 
 
-def _stretch(stretch: Stretch, values: Sequence[Floats]) -> Floats:
+def _stretch(stretch: Stretch, values: Sequence[Floats] | Mapping[int, Floats]) -> Floats:
     return values[stretch.leaf.index][:, stretch.start : stretch.start + stretch.size]
 
 
@@ -299,6 +305,11 @@ COMPUTED: dict[str, Callable[..., Floats]] = {
     "unit": lambda leaf, a: np.clip(a, 0, 1),
     "below1": lambda leaf, a: np.minimum(a, 1),
     "softmax": lambda leaf, a: softmax(a),
+    "kept": lambda leaf, a: a,
+    "max": lambda leaf, *all: np.maximum.reduce(all),
+    "mean": lambda leaf, a: a.mean(axis=-1, keepdims=True),
+    "squared difference": lambda leaf, a, b: (a - b) ** 2,
+    "rsqrt": lambda leaf, a: 1 / np.sqrt(a),
     **{name: (lambda leaf, a, f=function: f(a)) for name, function in FUNCTIONS.items()},
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from converted import FEATURES, STEPS, converted, litert, windows
 from models import random_layer
 from tflite_files import Model, fused, looped, one_step, save, unrolled
 
@@ -32,7 +33,6 @@ from edgetqs.write_tflite import write_tflite
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 THIRD_PARTY = Path(__file__).parents[2] / "shared" / "third-party"
-STEPS, FEATURES = 6, 3
 
 
 def dense(outputs: int, inputs: int, seed: int = 5) -> Dense:
@@ -48,24 +48,6 @@ def stack(*kinds: str, units: int = 4) -> list[Any]:
         inputs = made[-1].bias.shape[1] if made else FEATURES
         made.append(random_layer(kind, units + k, inputs, rng, sequence=k < len(kinds) - 1))
     return [*made, dense(2, made[-1].bias.shape[1])]
-
-
-def windows(shape: tuple[int, ...] = (4, STEPS, FEATURES), seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def litert(content: bytes, x: np.ndarray) -> np.ndarray:
-    """One window after the other, each from reset."""
-    with quiet():
-        engine = interpreter(content)
-        engine.allocate_tensors()
-        (given,), found = engine.get_input_details(), []
-        for one in x:
-            engine.reset_all_variables()
-            engine.set_tensor(given["index"], one[None].astype(given["dtype"]))
-            engine.invoke()
-            found.append(engine.get_tensor(engine.get_output_details()[0]["index"])[0])
-    return np.array(found)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -581,9 +563,18 @@ def feed_forward(graph: Any, x: int) -> int:
     return graph.dense("out", h, graph.constant("v", np.ones((2, 4))))
 
 
-def convolution(graph: Any, x: int) -> int:
-    w = graph.constant("w", np.ones((2, 1, 3, FEATURES)))
-    return graph.operator("CONV_2D", [x, w, -1], [("made", (1, 2))], schema.Conv2DOptionsT())[0]
+def convolution(graph: Any, x: int, image: tuple[int, int] = (1, STEPS), kernel: int = 1) -> int:
+    w = graph.constant("w", np.ones((2, kernel, 3, FEATURES)))
+    shape = graph.constant("shape", [1, *image, FEATURES], np.int32)
+    (wide,) = graph.operator("RESHAPE", [x, shape], [("wide", (1, *image, FEATURES))], schema.ReshapeOptionsT())
+    options = schema.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW = schema.Padding.VALID, 1, 1
+    made = (1, image[0] - kernel + 1, image[1] - 2, 2)
+    (frames,) = graph.operator("CONV_2D", [wide, w, -1], [("made", made)], options)
+    shape = graph.constant("behind", [1, made[1] * made[2], 2], np.int32)
+    return graph.operator("RESHAPE", [frames, shape], [("flat", (1, made[1] * made[2], 2))], schema.ReshapeOptionsT())[
+        0
+    ]
 
 
 def attention(graph: Any, x: int) -> int:
@@ -594,7 +585,11 @@ def attention(graph: Any, x: int) -> int:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "feed-forward": (lambda: plain(feed_forward), "no recurrent layer.*\n.*2 FULLY_CONNECTED.*--black-box"),
-    "convolution": (lambda: plain(convolution), "CONV_2D that makes 'made'.*\n.*1 CONV_2D.*--black-box"),
+    "convolution": (lambda: plain(convolution), "no recurrent layer.*\n.*1 CONV_2D.*--black-box"),
+    "image": (
+        lambda: plain(lambda g, x: convolution(g, x, (STEPS // 3, 3), 2)),
+        "CONV_2D that makes 'made': covers an image.*\n.*1 CONV_2D.*--black-box",
+    ),
     "attention": (lambda: plain(attention), "BATCH_MATMUL that makes 'scores': multiplies inputs"),
     "custom": (
         lambda: plain(lambda g, x: g.operator("MyOperator", [x], [("made", (1, 2))])[0]),
@@ -794,34 +789,6 @@ def tf() -> Iterator[Any]:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     found = pytest.importorskip("tensorflow")
     yield found
-
-
-def converted(tf: Any, layers: list[Any], shape: tuple[int, ...], how: str) -> tuple[bytes, Any]:
-    """(file, Keras model): ``how`` holds "flex" for lists of tensors, "int8", "hybrid" or "float16"."""
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2 as frozen_function
-
-    model = tf.keras.Sequential([tf.keras.layers.Input(shape), *layers])
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        if "seed" not in weight.name:
-            low = 0.5 if "variance" in weight.name else None
-            weight.assign(rng.normal(0, 0.4, weight.shape) if low is None else rng.uniform(low, 2, weight.shape))
-    function = tf.function(lambda x: model(x, training=False))
-    concrete = frozen_function(function.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32)))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
-    if how == "flex":
-        converter = tf.lite.TFLiteConverter.from_keras_model(model)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
-        converter._experimental_lower_tensor_list_ops = False
-    elif how:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if how == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if how == "int8":
-        converter.representative_dataset = lambda: ([windows((1, *shape), seed)] for seed in range(20))
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
-    return converter.convert(), model
 
 
 def cases(tf: Any) -> dict[str, list[Any]]:
