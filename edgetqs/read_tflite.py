@@ -26,7 +26,7 @@ from edgetqs.rollout import Values
 from edgetqs.rollout import cells as stack_of
 from edgetqs.rollout import step as run_step
 from edgetqs.rollout import window as run_window
-from edgetqs.stepwise import Bidirectional, Reshape, Trained, output_channels, stepwise
+from edgetqs.stepwise import Bidirectional, Convolution, Reshape, Trained, output_channels, stepwise
 from edgetqs.tflite_graph import DAMAGED, MOST_BYTES, Floats, Graphs, read_bytes
 from edgetqs.tflite_layers import Chain, Reader
 from edgetqs.tflite_operators import OPERATORS
@@ -352,5 +352,7 @@ def _named(layers: Sequence[Trained]) -> list[Trained]:
         if isinstance(layer, Bidirectional):
             forward = replace(layer.forward, name=f"{name}_forward")
             layer = replace(layer, forward=forward, backward=replace(layer.backward, name=f"{name}_backward"))
+        if isinstance(layer, Convolution):
+            layer = replace(layer, dense=replace(layer.dense, name=name))
         named.append(replace(layer, name=name))
     return named

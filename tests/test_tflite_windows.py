@@ -92,6 +92,7 @@ def test_converted(tf: Any, tmp_path: Path, name: str) -> None:
     forecaster = read_tflite(save(content, tmp_path / "m.tflite"))
     x = windows((4, STEPS, FEATURES))
     assert [type(layer) for layer in forecaster.layers] == KINDS[name] and forecaster.window == STEPS
+    assert len({layer.name for layer in forecaster.layers}) == len(forecaster.layers)
     expected = litert(content, x)
     found = window(forecaster, x).reshape(expected.shape)
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
