@@ -381,8 +381,8 @@ def test_lock_up_is_explained(bench):
 def test_time_limit(bench):
     elf = bench.build(HELLO.replace("return", 'board_puts("still here");\nfor (;;) {\n}\nreturn'))
     with pytest.raises(CheckFailed) as caught:
-        emulate.run(bench.target, elf, bench.folder, timeout_s=1)
-    assert "still running after 1 s" in str(caught.value)
+        emulate.run(bench.target, elf, bench.folder, timeout_s=4)  # long enough to come up on a busy computer
+    assert "still running after 4 s" in str(caught.value)
     assert "still here" in str(caught.value)
 
 
