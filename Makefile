@@ -1,7 +1,7 @@
 # make demo    set everything up and build the bundled sample for a Cortex-M4
 # make test    all tests, with what they need
 # make lint    format, lint and types
-# make bench-plan   does the score predict, are the plans good, what does rounding buy: forty minutes of CPU time
+# make bench-plan   does the score predict, are the plans good, what does rounding buy: fifty minutes of CPU time
 # make fuzz   every reader under a coverage-guided fuzzer, FUZZ_SECONDS=600 each
 # make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
 # make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
