@@ -174,7 +174,8 @@ def _backward(one: Cell, entry: tuple, gradient: Values, ahead: list[Values], pr
     if isinstance(layer, Pool):
         taps, shape = entry
         largest = np.argmax(taps, axis=2)[:, :, None] == np.arange(layer.frames.taps)[:, None]
-        spread = largest * gradient.reshape(len(taps), layer.frames.count, 1, layer.features)
+        share = np.full_like(taps, 1 / layer.frames.taps) if layer.mean else largest
+        spread = share * gradient.reshape(len(taps), layer.frames.count, 1, layer.features)
         return _unframed(layer.frames, spread.reshape(*taps.shape[:2], -1), shape)
     assert isinstance(layer, RECURRENT)
     if layer.frames is None:

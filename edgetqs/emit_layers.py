@@ -152,7 +152,8 @@ class _Writer:
         if isinstance(layer, Pool):
             table = self._table(layer.frames, self._identifier(layer.name))
             sizes = f"{layer.frames.count}, {layer.frames.taps}, {layer.features}"
-            return [f"edgetqs_pool({y}, {x}, {table}, {sizes});"], f"the largest of {layer.frames.taps} frames"
+            function, what = ("average", "mean") if layer.mean else ("pool", "largest")
+            return [f"edgetqs_{function}({y}, {x}, {table}, {sizes});"], f"the {what} of {layer.frames.taps} frames"
         if isinstance(layer, IntegerNormalization):
             return self._normalization(layer, index, x, y, count), "layer normalization"
         assert isinstance(layer, IntegerActivation)

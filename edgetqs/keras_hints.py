@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-_LAST_STATE = "Set return_sequences=False on the layer before: its last state stands for the window."
 _RELU = "Use ReLU or tanh."
 
 HINTS = {
-    "AveragePooling1D": _LAST_STATE,
     "Conv2D": "Compute such features ahead of the model, and give it (window, features).",
     "ConvLSTM1D": "Use an LSTM on flattened samples.",
     "ConvLSTM2D": "Use an LSTM on flattened samples.",
@@ -15,7 +13,6 @@ HINTS = {
     "Embedding": "Embed ahead of the model and feed it numbers.",
     "ELU": _RELU,
     "Functional": "A model inside the model: add its layers to the outer one.",
-    "GlobalAveragePooling1D": _LAST_STATE,
     "Lambda": "Its code is never run. Use Rescaling, Reshape or Activation, or compute it ahead of the model.",
     "LeakyReLU": _RELU,
     "Masking": "Feed windows without gaps, and remove it.",

@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 #: What Keras names them; hard_sigmoid depends on the version besides.
 FUNCTIONS = ("linear", "tanh", "sigmoid", "relu", "hard_sigmoid")
 
+POOLING = ("MaxPooling1D", "GlobalMaxPooling1D", "AveragePooling1D", "GlobalAveragePooling1D")
 RECURRENT_KINDS = ("LSTM", "GRU", "SimpleRNN")
 
 #: No axis of a model for a microcontroller is longer.
@@ -35,8 +36,8 @@ MAX_NUMBER = 1e30
 
 READABLE = (
     "edgetqs reads LSTM, GRU, SimpleRNN, Bidirectional, Dense, TimeDistributed(Dense), Conv1D, MaxPooling1D, "
-    "Normalization, Rescaling, BatchNormalization, LayerNormalization, Activation, Softmax, Flatten, Reshape and "
-    "RepeatVector."
+    "AveragePooling1D, Normalization, Rescaling, BatchNormalization, LayerNormalization, Activation, Softmax, Flatten, "
+    "Reshape and RepeatVector."
 )
 
 
@@ -279,10 +280,11 @@ def convolution(layer: Node, tensors: Sequence[Tensor], inputs: int) -> Convolut
 
 
 def pooling(layer: Node) -> Pooling:
-    if layer.kind == "GlobalMaxPooling1D":
+    mean = "Average" in layer.kind
+    if layer.kind.startswith("Global"):
         if layer.option(bool, "keepdims", default=False):
             raise Unsupported("keepdims=True", layer.where, "Use keepdims=False and a Reshape.")
-        return Pooling(layer.name, 0)
+        return Pooling(layer.name, 0, mean=mean)
     if layer.option(str, "data_format", default="channels_last") != "channels_last":
         raise Unsupported("data_format='channels_first'", layer.where, "Use data_format='channels_last'.")
     size = _one_axis(layer, "pool_size", "pool_length")
@@ -290,7 +292,7 @@ def pooling(layer: Node) -> Pooling:
     padding = layer.option(str, "padding", "border_mode", default="valid")
     if padding not in ("valid", "same"):
         raise Unsupported(f"padding={short(padding)}", layer.where, "Use 'valid' or 'same'.")
-    return Pooling(layer.name, size, stride, cast(Literal["valid", "same"], padding))
+    return Pooling(layer.name, size, stride, cast(Literal["valid", "same"], padding), mean)
 
 
 def _one_axis(layer: Node, *names: str, default: int = 1) -> int:

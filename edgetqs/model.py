@@ -174,11 +174,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The largest of each frame's taps, feature by feature."""
+    """The largest of each frame's taps, or their mean, feature by feature."""
 
     name: str
     frames: Frames
     features: int
+    mean: bool = False
 
     tensors: ClassVar[tuple[str, ...]] = ()
 
@@ -187,9 +188,10 @@ class Pool:
         frames = self.frames.gather(x, self.features)
         return frames.reshape(*frames.shape[:-1], self.frames.taps, self.features)
 
-    def largest(self, x: NDArray) -> NDArray:
-        """x (..., any number of frames * features) -> (..., frames.count * features)."""
-        return self.taps(x).max(axis=-2).reshape(*x.shape[:-1], -1)
+    def pooled(self, x: NDArray) -> NDArray:
+        """x (..., any number of frames * features) -> (..., frames.count * features); a mean of real numbers."""
+        taps = self.taps(x)
+        return (taps.mean(axis=-2) if self.mean else taps.max(axis=-2)).reshape(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True, slots=True)

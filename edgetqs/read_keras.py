@@ -163,7 +163,7 @@ class _Assembly:
             self._append(self._folded(dense, node.where), (*self.shape[:-1], dense.bias.size))
         elif kind in ("Conv1D", "Convolution1D"):
             self._convolution(node, tensors)
-        elif kind in ("MaxPooling1D", "GlobalMaxPooling1D"):
+        elif kind in keras_layers.POOLING:
             self._pooling(node)
         elif kind in ("Normalization", "Rescaling", "BatchNormalization"):
             self._normalisation(node, tensors)

@@ -104,7 +104,7 @@ def _layer(
         after = np.concatenate([state[0][..., layer.features :], x], axis=-1)
         return after, (after,)
     if isinstance(layer, Pool):
-        return layer.largest(x), ()
+        return _averaged(layer, x) if layer.mean else layer.pooled(x), ()
     if isinstance(layer, IntegerDense):
         return _dense(layer, x, trace), ()
     if isinstance(layer, IntegerNormalization):
@@ -117,6 +117,13 @@ def _layer(
         state = _CELLS[layer.kind](layer, x, state, trace)
         return state[0], state
     return _over_frames(layer, layer.frames.gather(x, layer.kernel.columns // layer.frames.taps), trace), ()
+
+
+def _averaged(layer: Pool, x: Integers) -> Integers:
+    """The mean of each frame's taps, halves away from zero."""
+    total, count = layer.taps(x).sum(axis=-2), layer.frames.taps
+    mean: Integers = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    return mean.reshape(*x.shape[:-1], -1)
 
 
 def _over_frames(layer: IntegerRecurrent, frames: Integers, trace: Trace) -> Integers:

@@ -132,7 +132,7 @@ def step_cell(one: Cell, state: tuple[Values, ...], x: Values) -> tuple[Values, 
     if isinstance(layer, Activation):
         return FUNCTIONS[layer.function](x), ()
     if isinstance(layer, Pool):
-        return layer.largest(x), ()
+        return layer.pooled(x), ()
     if layer.frames is None:
         return step_frame(one, state, x)
     frames = layer.frames.gather(x, one.kernel.shape[-2] // layer.frames.taps)

@@ -150,7 +150,7 @@ def describe(layer: Any) -> str:
     if isinstance(layer, Window):
         return f"the last {layer.size} of {layer.features} values"
     if isinstance(layer, Pool):
-        return f"the largest{_over(layer.frames)}"
+        return f"the {'mean' if layer.mean else 'largest'}{_over(layer.frames)}"
     if isinstance(layer, LayerNormalization):
         return f"{len(layer.gamma)} features" + (f", {layer.count} frames" if layer.count > 1 else "")
     if isinstance(layer, Merge):
@@ -164,7 +164,7 @@ def _over(frames: Frames | None) -> str:
     if frames is None:
         return ""
     taps = f" of {frames.taps}" if frames.taps > 1 else ""
-    return f", {frames.count} frames{taps}"
+    return f", {frames.count} frame{'s' * (frames.count > 1)}{taps}"
 
 
 def score(console: Console, scores: Score, lyapunov: Dynamics | None = None) -> None:

@@ -68,12 +68,13 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """The largest of ``size`` frames, every ``stride``; 0 for all frames and no time axis behind it."""
+    """The largest, or the mean, of ``size`` frames, every ``stride``; 0 for all frames and no time axis behind it."""
 
     name: str
     size: int
     stride: int = 1
     padding: Literal["valid", "same"] = "valid"
+    mean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +260,10 @@ class _Course:
         size, stride = layer.size or count, layer.stride if layer.size else count
         self._check(layer.name, frames_behind(count, size, stride, layer.padding) * size)
         at = positions(count, size, stride, layer.padding)
+        if layer.mean and (at < 0).any():
+            raise Unsupported("takes the mean of fewer frames at the window's ends", layer.name, 'use padding="valid"')
         at = np.where(at < 0, at.max(axis=1, keepdims=True), at)  # what lies outside does not count
-        pool = Pool(layer.name, self._at(at), features)
+        pool = Pool(layer.name, self._at(at), features, layer.mean)
         self.append(pool, (len(at), features) if layer.size else (features,))
 
 

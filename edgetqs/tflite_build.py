@@ -22,7 +22,7 @@ from edgetqs.model import Frames
 VERSIONS = {
     "ADD": 4, "SUB": 5, "MUL": 4, "LOGISTIC": 3, "TANH": 3, "QUANTIZE": 3, "SPLIT": 4, "CONCATENATION": 3,
     "GATHER": 4, "MAXIMUM": 4, "MINIMUM": 4, "SLICE": 4, "WHILE": 1, "LESS": 1, "RESHAPE": 1, "DYNAMIC_UPDATE_SLICE": 1,
-    "RELU": 3,
+    "RELU": 3, "AVERAGE_POOL_2D": 3,
 }  # fmt: skip
 
 
@@ -202,6 +202,18 @@ class Graph:
         y = self.like(a, self.scales[a])
         self.operator("MAXIMUM", [a, b], [y], schema.MaximumMinimumOptionsT())
         return y
+
+    def mean(self, x: int, count: int, taps: int) -> int:
+        """(count * taps, features) -> (count, features), halves away from zero."""
+        features = self.width(x)
+        image = self.reshape(x, 1, count, taps, features)
+        y = self.activation((1, count, 1, features), self.scales[x])
+        options = schema.Pool2DOptionsT()
+        options.padding = schema.Padding.VALID
+        options.filterHeight = options.strideH = 1
+        options.filterWidth = options.strideW = taps
+        self.operator("AVERAGE_POOL_2D", [image], [y], options)
+        return self.reshape(y, count, features)
 
     def bounded(self, x: int, limit: int) -> int:
         """x within +-limit."""

@@ -1,7 +1,7 @@
 """Operators of a ``.tflite`` over the frames of a window: convolutions, pooling, reductions, padding.
 
 A convolution becomes a product of the frames that it covers, pooling a leaf
-"max" over them; ``tflite_windows`` sees from the frames what layer it was.
+"max" or "average" over them; ``tflite_windows`` sees from the frames what layer it was.
 """
 
 from __future__ import annotations
@@ -101,29 +101,33 @@ def _is_zero(vector: Vector) -> bool:
     return stretch is not None and stretch.leaf.kind == "zero"
 
 
-def _max_pool(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
-    value = trace.unknown(values[0])
-    kernel = tuple(operator.option("Pool2DOptions", f"Filter{name}") for name in ("Height", "Width"))
+def _pool(kind: str) -> Callable[..., Sequence[Value]]:
+    def run(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
+        value = trace.unknown(values[0])
+        height, width = (operator.option("Pool2DOptions", f"Filter{name}") for name in ("Height", "Width"))
 
-    def combine(vectors: list[Vector | None]) -> Vector:
-        return largest(trace, [vector for vector in vectors if vector is not None])
+        def combine(vectors: list[Vector | None]) -> Vector:
+            return _pooled(trace, kind, [vector for vector in vectors if vector is not None])
 
-    made = Unknown(_over_frames(trace, operator, value, kernel, "Pool2DOptions", False, combine), value.size)
-    return [activated(trace, operator, made, operator.option("Pool2DOptions", "FusedActivationFunction"))]
+        made = _over_frames(trace, operator, value, (height, width), "Pool2DOptions", False, combine)
+        code = operator.option("Pool2DOptions", "FusedActivationFunction")
+        return [activated(trace, operator, Unknown(made, value.size), code)]
+
+    return run
 
 
-def largest(trace: Trace, vectors: Sequence[Vector]) -> Vector:
-    """The elementwise maximum. A scaling that all have in common (BatchNormalization) is left for after it."""
+def _pooled(trace: Trace, kind: str, vectors: Sequence[Vector]) -> Vector:
+    """A leaf over the frames. A scaling that all have in common (BatchNormalization) is left for after it."""
     found = [vector[0] for vector in vectors if len(vector) == 1 and isinstance(vector[0], Affine)]
     scalings = [next(iter(part.factors.items())) for part in found if len(part.factors) == 1 and not part.matrices]
     if len(scalings) < len(vectors) or not all((factor > 0).all() for _, factor in scalings):
-        return trace.symbols.leaf("max", sum(part.size for part in vectors[0]), vectors)
+        return trace.symbols.leaf(kind, sum(part.size for part in vectors[0]), vectors)
     (first, factor), bias = scalings[0], found[0].bias
     alike = all(np.array_equal(factor, f) for _, f in scalings) and all(np.array_equal(bias, a.bias) for a in found)
     if not alike:
-        return trace.symbols.leaf("max", first.size, vectors)
+        return trace.symbols.leaf(kind, first.size, vectors)
     plain: list[Vector] = [(key,) for key, _ in scalings]
-    return trace.symbols.scaled(trace.symbols.leaf("max", first.size, plain), factor, bias)
+    return trace.symbols.scaled(trace.symbols.leaf(kind, first.size, plain), factor, bias)
 
 
 def _reduced(trace: Trace, operator: Operator, values: Values) -> tuple[Unknown, list[int], bool]:
@@ -157,11 +161,11 @@ def _reduce_max(trace: Trace, operator: Operator, values: Values) -> Sequence[Va
     value, axes, keep = _reduced(trace, operator, values)
     if axes[-1] == len(value.shape) - 1:
         raise trace.refuse(operator, "takes the largest of a vector's elements", "export the model without it")
-    return [_over_axes(trace, value, axes, keep, lambda vectors: largest(trace, vectors))]
+    return [_over_axes(trace, value, axes, keep, lambda vectors: _pooled(trace, "max", vectors))]
 
 
 def _mean(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
-    """Over frames a product, over a vector's elements a leaf: LayerNormalization is made of such."""
+    """Over frames a pooling; over a vector's elements what LayerNormalization is made of."""
     if not isinstance(values[0], Unknown):
         every = tuple(trace.integers(values[1]))
         return [trace.numbers(values[0]).mean(axis=every, keepdims=operator.option("ReducerOptions", "KeepDims"))]
@@ -171,12 +175,7 @@ def _mean(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
     if axes[-1] == len(value.shape) - 1:
         raise trace.refuse(operator, "takes the mean of a vector's elements", "export the model without it")
 
-    def join(vectors: list[Vector]) -> Vector:
-        trace.spend([value.size, value.size, len(vectors)])
-        share = np.tile(np.eye(value.size) / len(vectors), len(vectors))
-        return trace.symbols.matmul(tuple(part for vector in vectors for part in vector), share)
-
-    return [_over_axes(trace, value, axes, keep, join)]
+    return [_over_axes(trace, value, axes, keep, lambda vectors: _pooled(trace, "average", vectors))]
 
 
 def _squared_difference(trace: Trace, operator: Operator, values: Values) -> Sequence[Value]:
@@ -260,7 +259,8 @@ def _batch_to_space(trace: Trace, operator: Operator, values: Values) -> Sequenc
 
 FRAMES: dict[str, Callable[[Trace, Operator, Values], Sequence[Value]]] = {
     "CONV_2D": _convolution,
-    "MAX_POOL_2D": _max_pool,
+    "MAX_POOL_2D": _pool("max"),
+    "AVERAGE_POOL_2D": _pool("average"),
     "REDUCE_MAX": _reduce_max,
     "MEAN": _mean,
     "SQUARED_DIFFERENCE": _squared_difference,

@@ -307,6 +307,7 @@ COMPUTED: dict[str, Callable[..., Floats]] = {
     "softmax": lambda leaf, a: softmax(a),
     "kept": lambda leaf, a: a,
     "max": lambda leaf, *all: np.maximum.reduce(all),
+    "average": lambda leaf, *all: np.mean(all, axis=0),
     "mean": lambda leaf, a: a.mean(axis=-1, keepdims=True),
     "squared difference": lambda leaf, a, b: (a - b) ** 2,
     "rsqrt": lambda leaf, a: 1 / np.sqrt(a),

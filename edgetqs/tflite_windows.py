@@ -1,7 +1,7 @@
 """Convolutions, pooling and LayerNormalization among the expressions of a ``.tflite``.
 
 A convolution is seen from the frames that each of its outputs is a product of,
-pooling from those that it takes the largest of. A LayerNormalization is a
+pooling from those that it takes the largest or the mean of. A LayerNormalization is a
 dozen operators that every converter arranges its own way: its parameters are
 fitted to what the expression computes.
 """
@@ -58,19 +58,22 @@ def convolution(values: Sequence[Vector], inputs: Sequence[Leaf]) -> tuple[Convo
 
 
 def pooling(values: Sequence[Vector], sequence: bool, inputs: Sequence[Leaf]) -> tuple[Pooling, list[Vector]] | None:
-    """The same for pooling by the largest value; of all frames where ``values`` is no ``sequence``."""
+    """The same for pooling by the largest value or the mean; of all frames where ``values`` is no ``sequence``."""
     stretches = [only(value) for value in values]
-    if not all(one is not None and one.leaf.kind == "max" for one in stretches):
+    kinds = {one.leaf.kind if one is not None else "" for one in stretches}
+    if kinds not in ({"max"}, {"average"}):
         return None
+    mean = kinds == {"average"}
+    name = "average_pooling1d" if mean else "max_pooling1d"
     rows = [arguments(one) for one in stretches if one is not None]
     if not sequence:
-        return Pooling("global_max_pooling1d", 0), rows[0]
+        return Pooling(f"global_{name}", 0, mean=mean), rows[0]
     frames = _frames(rows, inputs)
     layout = _layout(rows, frames) if frames else None
     if not frames or layout is None or layout[2] != 1 or layout[3] == "causal":
         return None
     taps, stride, _, padding = layout
-    return Pooling("max_pooling1d", taps, stride, cast(Literal["valid", "same"], padding)), frames
+    return Pooling(name, taps, stride, cast(Literal["valid", "same"], padding), mean), frames
 
 
 def _key(frame: Vector) -> Stretch:

@@ -144,6 +144,9 @@ def _activation(graph: Graph, layer: IntegerActivation, x: int) -> int:
 
 def _pool(graph: Graph, layer: Pool, x: int) -> int:
     rows = graph.reshape(x, graph.width(x) // layer.features, layer.features)
+    if layer.mean:
+        y = graph.mean(graph.gather(rows, layer.frames.sources.ravel().tolist()), layer.frames.count, layer.frames.taps)
+        return graph.reshape(y, 1, layer.frames.count * layer.features)
     y, *others = (graph.gather(rows, taps) for taps in layer.frames.sources.T.tolist())
     for other in others:
         y = graph.maximum(y, other)

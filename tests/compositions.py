@@ -67,6 +67,8 @@ WINDOWED = {
     "causal stride": [convolution(5, 3, 3, padding="causal", stride=2), recurrent("gru", 4, 5)],
     "dilated": [convolution(5, 2, 3, dilation=3), recurrent("rnn", 4, 5)],
     "pool": [convolution(5, 3, 3, padding="same"), Pooling("p", 2, 2), recurrent("lstm", 4, 5)],
+    "mean": [convolution(5, 3, 3, padding="same"), Pooling("p", 3, 2, mean=True), recurrent("lstm", 4, 5)],
+    "mean of all": [recurrent("gru", 4, 3, True), Pooling("q", 0, mean=True), dense(1, 4)],
     "pool same": [Pooling("p", 4, 3, "same"), recurrent("lstm", 4, 3)],
     "pool overlapping": [Pooling("p", 3, 1), recurrent("lstm", 4, 3, True), Pooling("q", 0), dense(1, 4)],
     "flatten": [recurrent("lstm", 4, 3, True), Reshape("f", (STEPS * 4,)), dense(2, STEPS * 4)],

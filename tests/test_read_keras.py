@@ -1026,6 +1026,14 @@ CASES: dict[str, Build] = {
     ],
     "cells": lambda L: [L.RNN(L.LSTMCell(3), return_sequences=True), L.RNN(L.GRUCell(2)), L.Dense(1)],
     "flatten head": lambda L: [L.LSTM(2, return_sequences=True), L.Flatten(), L.Dense(3)],
+    "average": lambda L: [
+        L.Conv1D(4, 3, activation="relu"),
+        L.BatchNormalization(),
+        L.AveragePooling1D(3, 2),
+        L.GRU(3, return_sequences=True),
+        L.GlobalAveragePooling1D(),
+        L.Dense(1),
+    ],
     "convolution": lambda L: [L.Conv1D(4, 3, activation="relu"), L.MaxPooling1D(2), L.LSTM(3), L.Dense(1)],
     "convolution same": lambda L: [
         L.Conv1D(4, 4, padding="same", strides=2),

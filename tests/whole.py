@@ -60,12 +60,13 @@ def _convolved(layer: Convolution, value: np.ndarray) -> np.ndarray:
 
 
 def _pooled(layer: Pooling, value: np.ndarray) -> np.ndarray:
+    reduce = np.mean if layer.mean else np.max
     if layer.size == 0:
-        return value.max(axis=1)
+        return reduce(value, axis=1)
     if layer.padding == "same":
         value = _padded(value, *_around(value.shape[1], layer.size, layer.stride), -np.inf)
     starts = range(0, value.shape[1] - layer.size + 1, layer.stride)
-    return np.stack([value[:, s : s + layer.size].max(axis=1) for s in starts], axis=1)
+    return np.stack([reduce(value[:, s : s + layer.size], axis=1) for s in starts], axis=1)
 
 
 def whole_stack(layers: Sequence[Trained], value: np.ndarray) -> np.ndarray:

@@ -49,6 +49,22 @@ void edgetqs_pool(int16_t *to, const int16_t *from, const int16_t *sources, unsi
     }
 }
 
+void edgetqs_average(int16_t *to, const int16_t *from, const int16_t *sources, unsigned frames, unsigned taps, unsigned features)
+{
+    int32_t half = (int32_t)(taps / 2u);
+    for (unsigned t = 0; t < frames; ++t) {
+        for (unsigned k = 0; k < features; ++k) {
+            int32_t sum = 0;
+            for (unsigned tap = 0; tap < taps; ++tap) {
+                sum += from[(unsigned)sources[tap] * features + k];
+            }
+            to[k] = (int16_t)((sum > 0 ? sum + half : sum - half) / (int32_t)taps);
+        }
+        to += features;
+        sources += taps;
+    }
+}
+
 void edgetqs_join(int16_t *to, const int16_t *a, unsigned na, const int16_t *b, unsigned nb, unsigned frames)
 {
     for (unsigned t = 0; t < frames; ++t) {

@@ -125,6 +125,8 @@ void edgetqs_frame(int16_t *to, const int16_t *from, unsigned count);
 void edgetqs_gather(int16_t *to, const int16_t *from, const int16_t *sources, unsigned taps, unsigned features);
 /* Each frame's largest tap, feature by feature. */
 void edgetqs_pool(int16_t *to, const int16_t *from, const int16_t *sources, unsigned frames, unsigned taps, unsigned features);
+/* The mean of each frame's taps, halves away from zero. */
+void edgetqs_average(int16_t *to, const int16_t *from, const int16_t *sources, unsigned frames, unsigned taps, unsigned features);
 /* Frame by frame, na values of a and nb of b. */
 void edgetqs_join(int16_t *to, const int16_t *a, unsigned na, const int16_t *b, unsigned nb, unsigned frames);
 
