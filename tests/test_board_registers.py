@@ -81,6 +81,58 @@ class Chip:
         return self.incoming.popleft()
 
 
+class Watchdog:
+    """What a chip's watchdog registers have been told; a reset is not played."""
+
+    def __init__(self, chip: Chip, base: int) -> None:
+        self.chip, self.base = chip, base
+        self.running, self.fed = False, 0
+
+    @property
+    def seconds(self) -> float:
+        raise NotImplementedError
+
+    def written(self, offset: int, value: int) -> None:
+        raise NotImplementedError
+
+
+class Iwdg(Watchdog):
+    """RM0090 21.3, RM0432 38.3: a key opens PR and RLR, another one closes them and reloads the counter."""
+
+    open = False
+
+    @property
+    def seconds(self):
+        prescaler, reload = (self.chip.get(self.base + offset) for offset in (4, 8))
+        assert prescaler <= 6 and reload <= 0xFFF
+        return (reload + 1) * (4 << prescaler) / 32_000
+
+    def written(self, offset, value):
+        if offset:
+            assert self.open, "PR and RLR are written without their key"
+            return
+        assert value in (0x5555, 0xAAAA, 0xCCCC)
+        self.open = value == 0x5555
+        self.running |= value == 0xCCCC
+        self.fed += value == 0xAAAA
+
+
+class Wdt(Watchdog):
+    """nRF51 Reference Manual 24, nRF52840 Product Specification, WDT: configured before it starts, fed by a word."""
+
+    @property
+    def seconds(self):
+        return (self.chip.get(self.base + 0x504) + 1) / 32_768
+
+    def written(self, offset, value):
+        if offset == 0x600:
+            assert value == 0x6E52_4635 and self.chip.get(self.base + 0x508) & 1
+            self.fed += 1
+            return
+        assert not self.running, "it cannot be changed while it runs"
+        self.running |= offset == 0 and value == 1
+
+
 def near(rate: float) -> bool:
     return abs(rate / BAUD - 1) < 0.01
 
@@ -89,6 +141,8 @@ class Stm32F4(Chip):
     """RM0090 and RM0390: RCC 0x40023800, GPIO from 0x40020000 on, USART, IWDG."""
 
     uart, clocks, clock_bit, pins = 0x4001_1000, 0x4002_3844, 4, (9, 10)
+    #: RCC_CSR, its watchdog flag, and the bit that clears all flags.
+    cause: ClassVar = (0x4002_3874, 1 << 29, 1 << 24)
 
     def __init__(self) -> None:
         gpio = {0x4002_0000 + offset: 0 for offset in (0x00, 0x20, 0x24)} | {0x4002_0000: 0xA800_0000}
@@ -100,6 +154,7 @@ class Stm32F4(Chip):
             (self.uart, self.uart + 0x3FF, lambda chip: chip.get(self.clocks) >> self.clock_bit & 1),
         )
         super().__init__()
+        self.watchdog = Iwdg(self, 0x4000_3000)
 
     def value(self, address):
         if address == self.uart:  # SR: TXE, TC, RXNE
@@ -109,6 +164,10 @@ class Stm32F4(Chip):
     def written(self, address, value):
         if address == self.uart + 4:
             self.send(value)
+        elif 0x4000_3000 <= address < 0x4000_3400:
+            self.watchdog.written(address - 0x4000_3000, value)
+        elif address == self.cause[0] and value & self.cause[2]:
+            self.stored[address] = 0
 
     def connected(self):
         for pin in self.pins:
@@ -126,6 +185,7 @@ class Stm32F446(Stm32F4):
 class Stm32L4R5(Chip):
     """RM0432: RCC 0x40021000, PWR 0x40007000, GPIOG 0x48001800, LPUART1 0x40008000, IWDG."""
 
+    cause: ClassVar = (0x4002_1094, 1 << 29, 1 << 23)
     reset: ClassVar[dict[int, int]] = {
         **{0x4002_1000: 0x63, 0x4002_1008: 0, 0x4002_104C: 0, 0x4002_1058: 0, 0x4002_105C: 0, 0x4002_1094: 0},
         **{0x4000_7004: 0, 0x4800_1800: 0xFFFF_FFFF, 0x4800_1820: 0, 0x4800_1824: 0},
@@ -137,6 +197,10 @@ class Stm32L4R5(Chip):
         (0x4000_8000, 0x4000_83FF, lambda chip: chip.get(0x4002_105C) & 1),
         (0x4800_1800, 0x4800_1BFF, lambda chip: chip.get(0x4002_104C) >> 6 & 1),
     )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchdog = Iwdg(self, 0x4000_3000)
 
     def value(self, address):
         if address == 0x4002_1000:  # HSIRDY follows HSION
@@ -152,6 +216,10 @@ class Stm32L4R5(Chip):
     def written(self, address, value):
         if address == 0x4000_8028:
             self.send(value)
+        elif 0x4000_3000 <= address < 0x4000_3400:
+            self.watchdog.written(address - 0x4000_3000, value)
+        elif address == self.cause[0] and value & self.cause[2]:
+            self.stored[address] = 0
 
     def connected(self):
         assert self.get(0x4000_7004) >> 9 & 1  # IOSV: port G has power
@@ -166,6 +234,7 @@ class Nrf5(Chip):
     """nRF51 Reference Manual, nRF52840 Product Specification: CLOCK, POWER, UART, WDT, GPIO."""
 
     tx, rx = 6, 8
+    cause: ClassVar = (0x4000_0400, 1 << 1, 0)  # RESETREAS: ones clear
 
     def __init__(self) -> None:
         self.reset = dict.fromkeys((0x4000_0000, 0x4000_0100, 0x4000_0400), 0)
@@ -175,6 +244,7 @@ class Nrf5(Chip):
         self.reset |= dict.fromkeys((0x4001_0000, 0x4001_0504, 0x4001_0508, 0x4001_0600), 0)
         self.reset |= {0x5000_0508: 0} | {0x5000_0700 + 4 * pin: 2 for pin in range(32)}
         super().__init__()
+        self.watchdog = Wdt(self, 0x4001_0000)
 
     def value(self, address):
         if address == 0x4000_0100:  # HFCLKSTARTED
@@ -186,6 +256,10 @@ class Nrf5(Chip):
     def written(self, address, value):
         if address in (0x4000_0000, 0x4000_2000, 0x4000_2008) and value == 1:
             self.started.add(address)
+        if 0x4001_0000 <= address < 0x4001_1000:
+            self.watchdog.written(address - 0x4001_0000, value)
+        if address == self.cause[0]:
+            self.stored[address] = 0
         if address == 0x4000_251C:
             self.send(value)
             self.stored[0x4000_211C] = 1  # TXDRDY
@@ -337,6 +411,37 @@ def test_the_board_starts_and_answers_with_the_references_bits(name):
     assert dut.hello.clock_hz == own.target.clock_hz
     assert play(dut, own, 20) == []
     assert dut.check()  # the CRC, read back through the chip's own flash
+
+
+WATCHED = sorted(set(CHIPS) - {"rp2040-pico"})
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_the_watchdog_is_fed_until_the_program_hangs(name):
+    ready(name, runs=False)
+    chip = CHIPS[name]()
+    board = Simulated(linked(name), chip)
+    dut = Dut(board, patience_s=30)
+    assert chip.watchdog.running and 5 < chip.watchdog.seconds < 20
+    fed = chip.watchdog.fed
+    dut.stats()
+    board.read(0)  # nobody asks for anything
+    assert chip.watchdog.fed > fed + 10
+    board.machine.mem_write(board.pc & ~1, b"\xfe\xe7")  # b . : a loop of one instruction
+    board.machine.ctl_remove_cache(board.pc & ~1, (board.pc & ~1) + 2)
+    fed = chip.watchdog.fed
+    board.read(0)
+    assert chip.watchdog.fed == fed
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_a_reset_by_the_watchdog_is_told_once(name):
+    ready(name, runs=False)
+    chip = CHIPS[name]()
+    address, flag, _ = chip.cause
+    chip.stored[address] = flag
+    assert Dut(Simulated(linked(name), chip), patience_s=30).hello.cause == "watchdog"
+    assert not chip.stored[address] & flag
 
 
 @pytest.mark.parametrize(
