@@ -31,22 +31,20 @@
     subs    r5, #1
     .endm
 
-/* From four sums, those of rows 1 and 3 shifted up, to four values of y; N once it was the last block. Changes r1,
- * r3, r4, r7, r10, r11, r12. */
+/* From four sums, that of row 3 shifted up, to four values of y; C is clear once it was the last block. Changes r1, r3, r10,
+ * r11, r12. */
     .macro  finish s0, s1, s2, s3, shift=0, frame=0
     lsls    r1, lr, #31             @ N: biased, C: add to y
     bpl     3f
     ldmia   r0!, {r3, r10, r11, r12}
     add     \s0, r3
+    add     \s1, r10
     add     \s2, r11
     .if     \shift
-    add     \s1, r10, \s1, asr #\shift
     add     \s3, r12, \s3, asr #\shift
     b       4f
-3:  asr     \s1, #\shift
-    asr     \s3, #\shift
+3:  asr     \s3, #\shift
     .else
-    add     \s1, r10
     add     \s3, r12
 3:
     .endif
@@ -110,19 +108,19 @@
     upper   r4, r5, r6
     upper   r7, r8, r9
     finish  r6, r5, r9, r8
-    bpl     1b
+    bcs     1b
     rows_left_over
     end_function edgetqs_rows8_dsp
 
-/* Two columns of four rows: whole sum in r5:r4, that of row 0 in r6, of 16 row 1 + row 0 in r7, of row 2 in r8.
- * r9 holds 0x000F000F. Changes lr. */
+/* Two columns of four rows: whole sum in r5:r4, those of rows 0, 1 and 2 in r6, r9, r8. r7 holds 0x000F000F.
+ * Changes lr. */
     .macro  columns4 w, x
     smlald  r4, r5, \w, \x
-    and     lr, r9, \w, lsr #8
+    and     lr, r7, \w, lsr #8
     smlad   r8, lr, \x, r8
-    uxtb16  lr, \w
-    smlad   r7, lr, \x, r7
-    and     \w, \w, r9
+    and     lr, r7, \w, lsr #4
+    smlad   r9, lr, \x, r9
+    and     \w, \w, r7
     smlad   r6, \w, \x, r6
     .endm
 
@@ -137,26 +135,26 @@
     enter
     bcc     5f
     sub     r12, r1, r2
-    mov     r9, #0x00080008         @ 8 times the sum of x
-3:  ldmia   r1!, {r4, r5, r10, r11} @ the padding up to 8 values is zero
+    mov     r3, r1
+    mvn     r9, #0x00070007         @ -8 times the sum of x takes off the 8s
+3:  ldmia   r3!, {r4, r5, r10, r11} @ the padding up to 8 values is zero
     smlad   r7, r4, r9, r7
     smlad   r7, r5, r9, r7
     smlad   r7, r10, r9, r7
     smlad   r7, r11, r9, r7
-    cmp     r1, r2
+    cmp     r3, r2
     blo     3b
-    rsb     r6, r7, #0              @ the sums start at what takes off the 8s:
-    mov     r8, r6
-    mov     r9, #0x000F000F
-    movw    r11, #273               @ (2048 + 128 + 8) / 8
-    smull   r4, r5, r6, r11
-    add     r7, r6, r6, lsl #4      @ (128 + 8) / 8
+    movw    r11, #273               @ (2048 + 128 + 8) / 8: the sums start at that
+    smull   r4, r5, r7, r11
+    mov     r6, r7
+    mov     r8, r7
+    mov     r9, r7
+    mov     r7, #0x000F000F
     and     r12, #24                @ and the loop of four groups of columns is entered where it comes out even:
     adr     r10, 1f + 1             @ Thumb
     add     r10, r10, r12, lsl #3   @ a group takes 8 bytes of x and 64 of code
-    push    {r4-r10}
-0:  ldr     r1, [sp, #28]
-    ldmia   sp, {r4-r9, pc}
+    push    {r1, r4-r10}
+0:  ldmia   sp, {r1, r4-r9, pc}
     .balign 4
 1:  four_columns4
     .if     . - 1b - 64
@@ -167,13 +165,13 @@
     four_columns4
     cmp     r1, r2
     bne     1b
-    upper   r4, r5, r7              @ 16 row 3 + row 2
-    sub     r9, r7, r6
+    add     r3, r6, r9, lsl #4
+    upper   r4, r5, r3              @ 16 row 3 + row 2
     sub     r5, r8
-    ldr     lr, [sp, #36]
-    finish  r6, r9, r8, r5, 4, 28
-    bpl     0b
-    add     sp, #28
+    ldr     lr, [sp, #40]
+    finish  r6, r9, r8, r5, 4, 32
+    bcs     0b
+    add     sp, #32
     rows_left_over
     end_function edgetqs_rows4_dsp
 

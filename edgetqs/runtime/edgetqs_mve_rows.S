@@ -231,10 +231,13 @@
     function edgetqs_rows4_mve
     enter   4
     bmi     10f
-0:  begin   8f, 7f, 2f, 3f, 9f, 1f, 4f, 5f
+0:  begin   11f, 7f, 2f, 3f, 9f, 1f, 4f, 5f
+11: vmov.i32 q0, #0
+    vmov.i32 q1, #0
+    b       12f
 9:  vld20.32 {q0, q1}, [r1]
     vld21.32 {q0, q1}, [r1]!
-    ldm     sp, {r0, r2, r4}        @ TAIL, ADD, SIXTEENTH
+12: ldm     sp, {r0, r2, r4}        @ TAIL, ADD, SIXTEENTH
     b       6f
 1:  ldm     r1!, ACCUMULATORS
 7:  four_pairs

@@ -13,6 +13,7 @@
 #define X 16
 #define BYTES 20                    /* of a block's weights */
 #define START_4 24                  /* of rows 4 to 7 */
+#define ROW_6 32
 #define END 40                      /* of the weights */
 #define Y 44
 #define Y_END 48                    /* of this kind of blocks */
@@ -433,29 +434,27 @@ clip_both:
 
     function edgetqs_rows4_thumb1
     enter
-    lsls    r3, r7, #3
-    rsbs    r6, r3, #0              @ takes off the 8s
-    str     r6, [sp, #START_4 + 8]
     any_blocks
     bne     2f
+    lsls    r7, #3
+    rsbs    r6, r7, #0
+    str     r6, [sp, #ROW_6]
     b       5f
-2:  movs    r7, #0
-    lsls    r5, r6, #4
-    subs    r5, r3
-    lsls    r4, r5, #4
-    subs    r4, r3
-    add     r2, sp, #START_4
-    stmia   r2!, {r4-r7}
-    lsls    r7, r4, #4
-    subs    r7, r3
-    lsls    r6, r7, #4
-    subs    r6, r3
-    lsls    r5, r6, #4
-    subs    r5, r3
-    lsls    r4, r5, #4
-    subs    r4, r3
-    mov     r2, sp
-    stmia   r2!, {r4-r7}
+2:  adr     r1, offsets4
+    ldmia   r1!, {r2-r5}
+    muls    r2, r7
+    muls    r3, r7
+    muls    r4, r7
+    muls    r5, r7
+    mov     r6, sp
+    stmia   r6!, {r2-r5}
+    adds    r6, #START_4 - 16
+    ldmia   r1!, {r2-r4}
+    muls    r2, r7
+    muls    r3, r7
+    muls    r4, r7
+    movs    r5, #0
+    stmia   r6!, {r2-r5}
 1:  start_block
     ldmia   r0!, {r4}
 2:  two_columns4
@@ -491,7 +490,7 @@ clip_both:
 5:  any_left_over
     beq     9f
 6:  ldr     r1, [sp, #X]
-    ldr     r6, [sp, #START_4 + 8]  @ minus 8 times the sum of x
+    ldr     r6, [sp, #ROW_6]        @ minus 8 times the sum of x
     ldmia   r0!, {r3}
 7:  ldmia   r1!, {r4, r5}
     two_products4 r4
@@ -513,6 +512,9 @@ clip_both:
     bl      edgetqs_value_thumb1
     bne     6b
 9:  leave
+    .balign 4
+offsets4:                           @ by row, those of the rows above included
+    .word   -8 * 0x1111111, -8 * 0x111111, -8 * 0x11111, -8 * 0x1111, -8 * 0x111, -8 * 0x11, -8
     end_function edgetqs_rows4_thumb1
 
 #endif

@@ -3,9 +3,9 @@
  *
  * uint32_t edgetqs_rowsN_LAYOUT(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
  *
- * Throughout: r0 the stored words, r2 the end of x, lr the rows still to come in
- * whole blocks of four, less 4, and below them bits for their kind, BIASED and
- * ADD. On the stack x, y, room for lr, the number of rows.
+ * Throughout: r0 the stored words, r2 the end of x, lr in its upper half the rows
+ * still to come in whole blocks of four, less 4, and below them how many are left
+ * over and bits for their kind, BIASED and ADD. On the stack x, y, room for lr.
  */
 #ifndef EDGETQS_THUMB2_H
 #define EDGETQS_THUMB2_H
@@ -14,6 +14,8 @@
 
 #define BIASED 1
 #define ADD 2
+#define LEFT_OVER 2                     /* the first of two bits */
+#define BLOCK (4 << 16)
 
 /* Saves what a function may not change, takes its arguments in; C is clear if there is no whole block. SSAT keeps
  * in the Q flag that it clipped; nothing else sets it, as layout.py proves that no sum overflows. */
@@ -24,13 +26,14 @@
     ldrh    r6, [r0, #6]            @ columns
     ldr     r0, [r0]
     orr     r3, r4, r3, lsl #1
-    bic     r4, r5, #3
+    and     r4, r5, #3
+    orr     r3, r3, r4, lsl #LEFT_OVER
     mov     r7, #0
     msr     apsr_nzcvq, r7
-    subs    r4, #4
-    orr     r4, r3
-    push    {r1, r2, r4, r5}
-    mov     lr, r4
+    bic     r5, #3
+    subs    r5, #4
+    orr     lr, r3, r5, lsl #16
+    push    {r1, r2, lr}
     add     r6, #3
     bic     r6, #3
     add     r2, r1, r6, lsl #1
@@ -38,16 +41,15 @@
 
 /* For the rows that are left over: their number into r5, end of the function if there are none. */
     .macro  left_over
+    ubfx    r5, lr, #LEFT_OVER, #2
     ldr     r3, [sp, #4]
-    ldr     r5, [sp, #12]
-    ands    r5, #3
-    beq     9f
+    cbz     r5, 9f
     .endm
 
     .macro  leave
 9:  mrs     r0, apsr
     and     r0, #(1 << 27)
-    add     sp, #16
+    add     sp, #12
     pop     {r4-r11, pc}
     .endm
 
@@ -70,9 +72,9 @@
     ldr     r3, [sp, #\frame + 4]
     .endm
 
-/* From y in r3 to the next block: N once there is none. lr is kept on the stack where the block's loop takes it. */
+/* From y in r3 to the next block: C is clear once there is none. lr is kept on the stack where the block's loop takes it. */
     .macro  next_block frame
-    subs    lr, #4
+    subs    lr, #BLOCK
     .if     \frame
     strd    r3, lr, [sp, #\frame + 4]
     .else

@@ -6,7 +6,7 @@
 
 #include "edgetqs_thumb2.h"
 
-/* From four sums to four values of y; N once it was the last block. Changes r1, r3, r4, r7, r10, r11, r12. */
+/* From four sums to four values of y; C is clear once it was the last block. Changes r1, r3, r4, r7, r10, r11, r12. */
     .macro  finish s0, s1, s2, s3, frame=0
     lsls    r1, lr, #31             @ N: biased, C: add to y
     bpl     3f
@@ -104,7 +104,7 @@
     cmp     r1, r2
     bne     2b
     finish  r5, r6, r8, r9
-    bpl     1b
+    bcs     1b
     rows_left_over
     end_function edgetqs_rows8_thumb2
 
@@ -122,20 +122,25 @@
     smlal   r6, r7, lr, r12
     .endm
 
-/* high:low is first + 2^28 second: first into its register, second into high. */
-    .macro  apart low, high, first
+/* high:low is first + 2^28 second: both into their registers, the second's may be low or high. */
+    .macro  apart low, high, first, second
     sbfx    \first, \low, #0, #28
     subs    \low, \low, \first
     sbc     \high, \high, \first, asr #31
     lsr     \low, #28
-    orr     \high, \low, \high, lsl #4
+    orr     \second, \low, \high, lsl #4
     .endm
 
     function edgetqs_rows4_thumb2
     enter
     bcc     5f
-3:  ldrsh   r10, [r1], #2           @ minus 8 times the sum of x
+3:  ldrd    r10, r11, [r1], #8      @ minus 8 times the sum of x
+    sub     r7, r7, r10, asr #16
+    sxth    r10, r10
     sub     r7, r10
+    sub     r7, r7, r11, asr #16
+    sxth    r11, r11
+    sub     r7, r11
     cmp     r1, r2
     bne     3b
     lsl     r4, r7, #3
@@ -151,12 +156,11 @@
     columns4 r11
     cmp     r1, r2
     bne     1b
-    apart   r4, r5, r9
-    apart   r6, r7, r8
-    mov     r6, r7
+    apart   r4, r5, r9, r5
+    apart   r6, r7, r8, r6
     ldr     lr, [sp, #28]
     finish  r9, r5, r8, r6, 20
-    bpl     0b
+    bcs     0b
     add     sp, #20
     rows_left_over
     end_function edgetqs_rows4_thumb2

@@ -1,0 +1,55 @@
+/* Multiplies with the rows in harness.in, which test_rows.py writes: words that say what comes (see below), then the
+ * stored words, x as it is padded and what y holds. Back come the values of y and whether one was clipped. The calls
+ * themselves are counted. */
+#include "edgetqs_rt.h"
+#include "port.h"
+
+#define MOST_WORDS 2048u
+#define MOST_COLUMNS 128u
+#define MOST_ROWS 128u
+
+static uint32_t stored[MOST_WORDS];
+static int16_t x[MOST_COLUMNS] EDGETQS_ALIGNED;
+static int16_t y[MOST_ROWS + 1u] EDGETQS_ALIGNED;
+
+enum { WIDTH, ROWS, COLUMNS, BIASED, ADD, STORED, WORDS };
+
+__attribute__((noinline, used)) void edgetqs_count_begin(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
+__attribute__((noinline, used)) void edgetqs_count_end(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
+int main(void)
+{
+    uint32_t words[WORDS];
+    if (port_open() != 0) {
+        port_exit(2);
+    }
+    while (port_read(words, sizeof words) == sizeof words) {
+        uint32_t padded = (words[COLUMNS] + EDGETQS_PAD - 1u) / EDGETQS_PAD * EDGETQS_PAD;
+        if (words[STORED] > MOST_WORDS || padded > MOST_COLUMNS || words[ROWS] > MOST_ROWS) {
+            port_exit(3);
+        }
+        (void)port_read(stored, 4u * words[STORED]);
+        (void)port_read(x, 2u * padded);
+        (void)port_read(y, 2u * words[ROWS]);
+        edgetqs_rows m = {stored, (uint16_t)words[ROWS], (uint16_t)words[COLUMNS], words[BIASED] != 0u};
+        bool add = words[ADD] != 0u;
+        uint32_t clipped = 0;
+        edgetqs_count_begin();
+        if (words[WIDTH] == 8u) {
+            clipped = ROWS8(&m, x, y, add);
+        } else {
+            clipped = ROWS4(&m, x, y, add);
+        }
+        edgetqs_count_end();
+        y[words[ROWS]] = clipped != 0u;
+        port_write(y, 2u * (words[ROWS] + 1u));
+    }
+    port_exit(0);
+}
