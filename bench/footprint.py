@@ -123,7 +123,7 @@ def _measure(target: Target, subject: Subject, optimise: str, folder: Path) -> F
         raise CheckFailed(f"{root} has no stack bound: {'; '.join(bound.unknown)}")
     step_ram = ram_bytes(step_pieces, own)
     _check_bits(target, subject, harness, folder)
-    instructions, peak = _count(target, subject, harness, folder)
+    instructions, peak = counted(target, subject, harness, folder)
     return Figures(
         target.name,
         subject.name,
@@ -193,7 +193,7 @@ def _check_bits(target: Target, subject: Subject, image: Path, folder: Path) -> 
         raise CheckFailed(f"{where} differs from the reference: {result.link.detail}", todo="No count is given for it.")
 
 
-def _count(target: Target, subject: Subject, image: Path, folder: Path) -> tuple[int, int]:
+def counted(target: Target, subject: Subject, image: Path, folder: Path) -> tuple[int, int]:
     """(instructions of STEPS steps, deepest stack while they ran); the step after them must be right too."""
     steps, vectors = counted_steps(subject)
     after = b"S" + vectors.inputs[STEPS].astype("<i2").tobytes()

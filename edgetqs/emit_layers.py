@@ -25,7 +25,7 @@ from edgetqs.integer import (
     IntegerNormalization,
     IntegerRecurrent,
 )
-from edgetqs.layout import padded
+from edgetqs.layout import layer_calls, padded, stored_width
 from edgetqs.model import Frames, Merge, Pool, Window
 from edgetqs.softmax import exp_multiplier
 
@@ -57,7 +57,7 @@ def statements(model: IntegerModel, kernels: str) -> Statements:
 class _Writer:
     def __init__(self, model: IntegerModel, kernels: str) -> None:
         self.model = model
-        self.rows = Rows(kernels)
+        self.rows = Rows(kernels, stored_width(4, _calls(model), kernels) == 8)
         self.tables: list[dict[str, Any]] = []
         self.normalizations: list[dict[str, str]] = []
         self.names = set(_RESERVED)
@@ -332,6 +332,18 @@ def width_of(layer: IntegerLayer, widths: Sequence[int]) -> int:
     if isinstance(layer, IntegerDense):
         return len(layer.kernel.weights) * (layer.frames.count if layer.frames else 1)
     return layer.units * (layer.frames.count if layer.frames and layer.return_sequences else 1)
+
+
+def _calls(model: IntegerModel) -> list[tuple[int, int, int]]:
+    """As ``layout.stored_width`` asks for them."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, (IntegerDense, IntegerRecurrent)):
+            kernel, times = layer.kernel, layer.frames.count if layer.frames else 1
+            recurrent = isinstance(layer, IntegerRecurrent)
+            shape = len(kernel.widths), kernel.gate_rows, kernel.columns
+            found += layer_calls(*shape, recurrent=recurrent, times=times)
+    return found
 
 
 def _last_uses(model: IntegerModel) -> list[int]:

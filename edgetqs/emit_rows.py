@@ -15,6 +15,7 @@ class Rows:
     """Collects the arrays and row groups that the layers' calls name."""
 
     kernels: str
+    int8: bool  # whether int4 weights are stored so too
     arrays: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, str]] = field(default_factory=list)
 
@@ -23,7 +24,7 @@ class Rows:
     ) -> list[str]:
         """Calls that put the chosen gates' rows times x into y, one a run of equal widths."""
         calls = []
-        for start, stop, width in matrix.groups():
+        for start, stop, width in [(0, len(matrix.weights), 8)] if self.int8 else matrix.groups():
             low, high = max(start, chosen.start * matrix.gate_rows), min(stop, chosen.stop * matrix.gate_rows)
             if low >= high:
                 continue

@@ -5,8 +5,8 @@ functions of ``runtime/`` walk through from front to back: blocks of rows, and
 within a block its weights, a bias a row where any row has one, and a
 multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 
-``portable``  one block. int8 row by row; int4 row by row, two columns a byte,
-              first in the low half, odd rows padded with a zero.
+``portable``  one block, a byte for each column. int4: of two rows, 16 second + first;
+              a last row of its own has bytes as at int8.
 ``dsp``       blocks of four rows, the rest in blocks of one; columns padded to
               4. In a block of four each half of a word holds one column of
               several rows; in a block of one a byte is a weight of either
@@ -28,7 +28,7 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,6 +66,7 @@ class Layout:
     rest: int | None = 1
     cells: str = "edgetqs_cells.c"  # of runtime/
     least: int = 0  # matrices with both fewer rows a gate and fewer columns stay portable
+    saved: Callable[[int, int], int] = lambda rows, columns: 0  # instructions of int8 that int4 does without, at least
 
 
 def padded(count: int, multiple: int = PAD) -> int:
@@ -94,6 +95,21 @@ def layout_name(matrix: Matrix, kernels: str) -> str:
 
 def _name(rows: int, columns: int, kernels: str) -> str:
     return "portable" if max(rows, columns) < layout_of(kernels).least else kernels
+
+
+def layer_calls(gates: int, units: int, columns: int, *, recurrent: bool, times: int = 1) -> list[tuple[int, int, int]]:
+    """(rows, columns, times in a step) of the calls that a layer makes with all its weights at one width."""
+    calls = [(gates * units, columns, times)]
+    if recurrent:
+        apart = [2, 1] if gates == 3 else [gates]  # a GRU's candidate waits for its gates
+        calls += [(many * units, units, times) for many in apart]
+    return calls
+
+
+def stored_width(width: int, calls: Iterable[tuple[int, int, int]], kernels: str) -> int:
+    """The width that a model stores weights of ``width`` in: int4 as int8 if all its calls cost more at int4."""
+    saved = sum(times * layout_of(kernels).saved(rows, columns) for rows, columns, times in calls)
+    return 8 if saved < 0 else width
 
 
 def stored(matrix: Matrix, start: int, stop: int, width: int, kernels: str) -> np.ndarray:
@@ -141,10 +157,13 @@ def _factors(multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def _pack_portable(weights: np.ndarray, width: int) -> bytes:
-    if width == 8:
-        return weights.astype(np.int8).tobytes()
-    nibbles = weights.astype(np.int8).view(np.uint8) & 0xF
-    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8).tobytes()
+    return (weights if width == 8 else _pairs(weights)).astype(np.int8).tobytes()
+
+
+def _pairs(weights: np.ndarray) -> np.ndarray:
+    """Two rows in one, 16 second + first; what is left over as it is."""
+    whole = len(weights) & ~1
+    return np.concatenate([weights[0:whole:2] + 16 * weights[1:whole:2], weights[whole:]])
 
 
 def _pack_dsp(weights: np.ndarray, width: int) -> bytes:
@@ -201,9 +220,7 @@ def _pack_mve(weights: np.ndarray, width: int) -> bytes:
     tail = columns % 8
     if not whole or tail > (4 if width == 8 else 3):
         weights, tail = _pad_columns(weights, 8), 0
-    if width == 4:
-        alone = weights[len(weights) & ~1 :]
-        weights = np.concatenate([weights[0 : len(weights) & ~1 : 2] + 16 * weights[1::2], alone])
+    weights = _pairs(weights) if width == 4 else weights
     groups = weights[:, : weights.shape[1] - tail].reshape(len(weights), -1, 8)
     order = [0, 2, 4, 6, 1, 3, 5, 7] if width == 8 else [0, 1, 2, 3]
     behind = weights[order, -tail:].T if tail else weights[:0]
@@ -243,14 +260,26 @@ def _pad_columns(weights: np.ndarray, multiple: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(weights.astype(np.int64), ((0, 0), (0, extra))))
 
 
+def _saved_dsp(rows: int, columns: int) -> int:
+    blocks, groups = rows // 4, padded(columns, 4) // 4
+    return blocks * (6 + groups - 2 * -(-groups // 4)) - 7 * padded(columns) // 8 - 14 if blocks else 0
+
+
+def _saved_thumb2(rows: int, columns: int) -> int:
+    blocks, groups = rows // 4, padded(columns, 4) // 4
+    return blocks * (16 * groups - 8) - 9 * groups - 7 if blocks else 0
+
+
 _FOURS = {4: 4, 8: 4}
 
 LAYOUTS = {
-    "portable": Layout((), None, {4: 2, 8: 1}, _pack_portable, ACCUMULATOR_LIMIT),
+    "portable": Layout((), None, {4: 1, 8: 1}, _pack_portable, ACCUMULATOR_LIMIT),
     # An int4 sum on its way holds up to 136 * 32768 a column.
-    "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _FOURS, _pack_dsp, 480),
+    "dsp": Layout((*_ASSEMBLY, "edgetqs_dsp.c", "edgetqs_dsp_rows.S"), 4, _FOURS, _pack_dsp, 480, saved=_saved_dsp),
     # Two int4 sums share 64 bits, the lower has 28 of them.
-    "thumb2": Layout((*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _FOURS, _pack_thumb2, 480),
+    "thumb2": Layout(
+        (*_ASSEMBLY, "edgetqs_thumb2.c", "edgetqs_thumb2_rows.S"), 4, _FOURS, _pack_thumb2, 480, saved=_saved_thumb2
+    ),
     "thumb1": Layout(
         ("edgetqs_thumb1.c", "edgetqs_thumb1_rows.S", "edgetqs_thumb1_cells.S", "edgetqs_thumb.h"),
         8,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgetqs.errors import BadInput, CheckFailed
-from edgetqs.layout import BIAS_BYTES, MULTIPLIER_BYTES, packed_bytes
-from edgetqs.model import Forecaster, Gru
+from edgetqs.layout import BIAS_BYTES, MULTIPLIER_BYTES, layer_calls, packed_bytes, stored_width
+from edgetqs.model import RECURRENT, Dense, Forecaster, Gru
 from edgetqs.rounding import limit, nearest
 from edgetqs.tqs import Score
 from edgetqs.units import Block, Unit, units, weights
@@ -167,8 +167,9 @@ class Table:
     @staticmethod
     def of(forecaster: Forecaster, scores: Score, kernels: str) -> Table:
         every = units(forecaster, scores.granularity)
+        packed = [stored_width(width, _calls(forecaster), kernels) for width in WIDTHS]
         stored = [
-            [sum(_block_bytes(forecaster, b, width, kernels) for b in u.blocks) for width in WIDTHS] for u in every
+            [sum(_block_bytes(forecaster, b, width, kernels) for b in u.blocks) for width in packed] for u in every
         ]
         errors = [
             [entry.sensitivity * sum(_block_error(forecaster, b, width) for b in entry.unit.blocks) for width in WIDTHS]
@@ -263,6 +264,17 @@ class Table:
 def _block_bytes(forecaster: Forecaster, block: Block, width: int, kernels: str) -> int:
     rows, columns = weights(forecaster, block).shape
     return packed_bytes(rows, columns, width, kernels) + MULTIPLIER_BYTES * rows
+
+
+def _calls(forecaster: Forecaster) -> list[tuple[int, int, int]]:
+    """As ``layout.stored_width`` asks for them."""
+    found = []
+    for layer in forecaster.layers:
+        if isinstance(layer, (Dense, *RECURRENT)):
+            times = layer.frames.count if layer.frames else 1
+            gates, many, columns = layer.kernel.shape
+            found += layer_calls(gates, many, columns, recurrent=not isinstance(layer, Dense), times=times)
+    return found
 
 
 def _block_error(forecaster: Forecaster, block: Block, width: int) -> float:

@@ -257,15 +257,20 @@ def place_of(kernels: str, width: int, columns: int, word: int, bit: int) -> tup
         byte = 4 * word + bit // 8
         if width == 8:
             return divmod(byte, columns)
-        row, pair = divmod(byte, (columns + 1) // 2)
-        return row, 2 * pair + bit % 8 // 4
+        pair, column = divmod(byte, columns)
+        return 2 * pair + bit % 8 // 4, column
     column, place = bit // 16, bit % 16 // width  # of the first block of four rows
     return (2 * (word % 2) + place, word // 2 * 2 + column) if width == 8 else (place, 2 * word + column)
 
 
-def flipped(width: int, bit: int, value: int, offset: bool = False) -> int:
-    """The weight ``value`` with one of its bits flipped: two's complement, or value + 8."""
+def flipped(width: int, bit: int, value: int, offset: bool = False, below: int = 0) -> int:
+    """The weight ``value`` with one of its bits flipped: two's complement, or value + 8.
+
+    ``below`` is what is added to 16 times the value.
+    """
     mask = 1 << (bit % width)
+    if below < 0:
+        return flipped(width, bit, value - 1) + 1
     if offset:
         return ((value + 8) ^ mask) - 8
     bits = (value & (2**width - 1)) ^ mask
@@ -291,7 +296,8 @@ def test_a_flipped_weight_in_the_c_source_is_named(tmp_path, kind, kernels, laye
     width, first = part.widths[gates.index(gate)], gates.index(gate) * part.gate_rows
     row, column = place_of(kernels, width, part.columns, word, bit)
     offset = kernels == "dsp" and width == 4 and row < 3
-    change = changed_entry("weights", (first + row, column), lambda value: flipped(width, bit, value, offset))
+    below = part.weights[first + row - 1, column] if kernels == "portable" and width == 4 and row % 2 else 0
+    change = changed_entry("weights", (first + row, column), lambda value: flipped(width, bit, value, offset, below))
     due = told(kind, with_matrix(model, layer, tensor, change), layer, f"gate {gate}" if gate else "output")
 
     group = "_".join(filter(None, (model.layers[layer].name, tensor, gate)))
@@ -302,8 +308,8 @@ def test_a_flipped_weight_in_the_c_source_is_named(tmp_path, kind, kernels, laye
 
 def behind_weights(matrix: Matrix, gate: int) -> int:
     """Index of the first bias in what one gate's rows of a portable build are stored as."""
-    row_bytes = matrix.columns if matrix.widths[gate] == 8 else (matrix.columns + 1) // 2
-    return -(-row_bytes * matrix.gate_rows // 4)
+    rows = matrix.gate_rows if matrix.widths[gate] == 8 else (matrix.gate_rows + 1) // 2
+    return -(-rows * matrix.columns // 4)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,16 @@ def field(words: list[int], index: int, bits: int) -> int:
 
 
 def weight_portable(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
-    stride = columns if width == 8 else columns + columns % 2
-    return signed(field(words, row * stride + column, width), width)
+    if width == 8:
+        return signed(field(words, row * columns + column, 8), 8)
+    both = signed(field(words, row // 2 * columns + column, 8), 8)
+    return one_of(both, row) if row // 2 < rows // 2 else both
+
+
+def one_of(both: int, row: int) -> int:
+    """The even or odd row's of a byte that holds 16 odd + even."""
+    high = (both + 8) >> 4
+    return high if row % 2 else both - 16 * high
 
 
 def weight_dsp(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
@@ -90,8 +98,7 @@ def weight_mve(words: list[int], rows: int, columns: int, width: int, row: int, 
     both = signed(field(words, index, 8), 8)
     if width == 8 or row == rows - 1 == 2 * pair:
         return both
-    high = (both + 8) >> 4
-    return high if row % 2 else both - 16 * high
+    return one_of(both, row)
 
 
 def weight_simd(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
@@ -217,7 +224,7 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
     ("shape", "width", "kernels", "expected"),
     [
         ((3, 5), 8, "portable", 16),  # 15 bytes and one of padding
-        ((3, 5), 4, "portable", 12),  # 3 bytes a row, 9, and three of padding
+        ((3, 5), 4, "portable", 12),  # 5 bytes two rows, 5 the last, and two of padding
         ((3, 5), 8, "dsp", 24),
         ((3, 5), 4, "dsp", 24),  # rows alone are bytes
         ((5, 5), 4, "dsp", 16 + 8),  # columns padded to 8 in both kinds of blocks

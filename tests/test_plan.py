@@ -105,8 +105,8 @@ def test_the_smallest_budget_is_just_enough(kernels):
     narrow, _ = ends(forecaster, scores, kernels)
     chosen = plan(forecaster, scores, narrow.weight_bytes, kernels)
     assert chosen.weight_bytes == narrow.weight_bytes
-    # A single row is stored as bytes where dsp kernels take it: int8 costs nothing there.
-    assert {unit.unit for unit in chosen.units if unit.width == 8} == ({"dense/kernel"} if kernels == "dsp" else set())
+    # A single row is stored as bytes: int8 costs nothing there.
+    assert {unit.unit for unit in chosen.units if unit.width == 8} == {"dense/kernel"}
     for budget in (narrow.weight_bytes - 1, 0, -100):
         with pytest.raises(CheckFailed, match=rf"need {narrow.weight_bytes} bytes") as caught:
             plan(forecaster, scores, budget, kernels)

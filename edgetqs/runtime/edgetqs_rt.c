@@ -7,54 +7,58 @@ typedef char edgetqs_needs_arithmetic_shift[(-1 >> 1) == -1 ? 1 : -1];
 
 /* ---- Rows, portable ---- */
 
-static int32_t dot8(const int8_t *w, const int16_t *x, unsigned columns, int32_t sum)
+static int32_t dot8(const int8_t *w, const int16_t *x, unsigned columns)
 {
+    int32_t sum = 0;
     for (unsigned k = 0; k < columns; ++k) {
         sum += (int32_t)w[k] * x[k];
     }
     return sum;
 }
 
-static int32_t low_nibble(uint8_t pair)
-{
-    return (int32_t)((pair & 15u) ^ 8u) - 8;
-}
+typedef struct {
+    int32_t first;
+    int32_t second;
+} pair;
 
-static int32_t high_nibble(uint8_t pair)
+/* Two rows of int4 weights, 16 second + first in a byte. The sum of both wraps on its way. */
+static pair dot4(const int8_t *w, const int16_t *x, unsigned columns)
 {
-    return (int32_t)(((unsigned)pair >> 4) ^ 8u) - 8;
-}
-
-static int32_t dot4(const uint8_t *w, const int16_t *x, unsigned columns, int32_t sum)
-{
-    unsigned k = 0;
-    for (; k + 1u < columns; k += 2u) {
-        sum += low_nibble(*w) * x[k] + high_nibble(*w) * x[k + 1u];
-        ++w;
+    uint32_t both = 0;
+    uint32_t second = 0;
+    for (unsigned k = 0; k < columns; ++k) {
+        both += (uint32_t)(w[k] * x[k]);
+        second += (uint32_t)(((w[k] + 8) >> 4) * x[k]);
     }
-    return k < columns ? sum + low_nibble(*w) * x[k] : sum;
+    return (pair){(int32_t)(both - 16u * second), (int32_t)second};
 }
 
-/* Bytes of a row's weights. */
+/* Bytes of all weights. */
 static unsigned bytes8(const edgetqs_rows *m)
 {
-    return m->columns;
+    return (unsigned)m->rows * m->columns;
 }
 
 static unsigned bytes4(const edgetqs_rows *m)
 {
-    return (m->columns + 1u) / 2u;
+    return (m->rows + 1u) / 2u * m->columns;
 }
 
 /* The multipliers lie behind the weights and the biases. */
-static const uint32_t *multipliers(const edgetqs_rows *m, unsigned row_bytes)
+static const uint32_t *multipliers(const edgetqs_rows *m, unsigned bytes)
 {
-    return m->stored + (row_bytes * m->rows + 3u) / 4u + (m->biased ? m->rows : 0u);
+    return m->stored + (bytes + 3u) / 4u + (m->biased ? m->rows : 0u);
 }
 
 static int32_t bias_of(const edgetqs_rows *m, const uint32_t *multiplier, unsigned row)
 {
     return m->biased ? (int32_t)(multiplier - m->rows)[row] : 0;
+}
+
+/* A row's sum becomes a value of y. */
+static inline uint32_t put(const edgetqs_rows *m, const uint32_t *multiplier, unsigned row, int32_t sum, int16_t *y, bool add)
+{
+    return edgetqs_store(&y[row], edgetqs_requantize(sum + bias_of(m, multiplier, row), multiplier[row]), add);
 }
 
 uint32_t edgetqs_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
@@ -63,28 +67,46 @@ uint32_t edgetqs_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool
     const uint32_t *multiplier = multipliers(m, bytes8(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int32_t sum = dot8(w, x, m->columns, bias_of(m, multiplier, row));
-        clipped |= edgetqs_store(&y[row], edgetqs_requantize(sum, multiplier[row]), add);
-        w += bytes8(m);
+        clipped |= put(m, multiplier, row, dot8(w, x, m->columns), y, add);
+        w += m->columns;
     }
     return clipped;
 }
 
 uint32_t edgetqs_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const uint8_t *w = (const void *)m->stored;
+    const int8_t *w = (const void *)m->stored;
     const uint32_t *multiplier = multipliers(m, bytes4(m));
     uint32_t clipped = 0;
-    for (unsigned row = 0; row < m->rows; ++row) {
-        int32_t sum = dot4(w, x, m->columns, bias_of(m, multiplier, row));
-        clipped |= edgetqs_store(&y[row], edgetqs_requantize(sum, multiplier[row]), add);
-        w += bytes4(m);
+    unsigned row = 0;
+    for (; row + 1u < m->rows; row += 2u) {
+        pair sum = dot4(w, x, m->columns);
+        clipped |= put(m, multiplier, row, sum.first, y, add);
+        clipped |= put(m, multiplier, row + 1u, sum.second, y, add);
+        w += m->columns;
+    }
+    if (row < m->rows) {
+        clipped |= put(m, multiplier, row, dot8(w, x, m->columns), y, add);
     }
     return clipped;
 }
 
-/* 512 columns of int8 weights keep a partial sum within an int32. */
+/* 512 columns keep a partial sum within an int32. */
 #define WIDE_CHUNK 512u
+
+static unsigned chunk(unsigned columns)
+{
+    return columns < WIDE_CHUNK ? columns : WIDE_CHUNK;
+}
+
+static int64_t wide_dot8(const int8_t *w, const int16_t *x, unsigned columns)
+{
+    int64_t sum = 0;
+    for (unsigned k = 0; k < columns; k += WIDE_CHUNK) {
+        sum += dot8(w + k, x + k, chunk(columns - k));
+    }
+    return sum;
+}
 
 /* factor: multiplier and, from bit 16 on, shift. */
 static int32_t requantize_wide(int64_t sum, uint32_t factor)
@@ -95,36 +117,43 @@ static int32_t requantize_wide(int64_t sum, uint32_t factor)
     return sum < 0 ? -result : result;
 }
 
+static inline uint32_t put_wide(const edgetqs_rows *m, const uint32_t *factor, unsigned row, int64_t sum, int16_t *y, bool add)
+{
+    return edgetqs_store(&y[row], requantize_wide(sum + bias_of(m, factor, row), factor[row]), add);
+}
+
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     const int8_t *w = (const void *)m->stored;
     const uint32_t *factor = multipliers(m, bytes8(m));
     uint32_t clipped = 0;
     for (unsigned row = 0; row < m->rows; ++row) {
-        int64_t sum = bias_of(m, factor, row);
-        for (unsigned k = 0; k < m->columns; k += WIDE_CHUNK) {
-            unsigned count = m->columns - k < WIDE_CHUNK ? m->columns - k : WIDE_CHUNK;
-            sum += dot8(w + k, x + k, count, 0);
-        }
-        clipped |= edgetqs_store(&y[row], requantize_wide(sum, factor[row]), add);
-        w += bytes8(m);
+        clipped |= put_wide(m, factor, row, wide_dot8(w, x, m->columns), y, add);
+        w += m->columns;
     }
     return clipped;
 }
 
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const uint8_t *w = (const void *)m->stored;
+    const int8_t *w = (const void *)m->stored;
     const uint32_t *factor = multipliers(m, bytes4(m));
     uint32_t clipped = 0;
-    for (unsigned row = 0; row < m->rows; ++row) {
-        int64_t sum = bias_of(m, factor, row);
+    unsigned row = 0;
+    for (; row + 1u < m->rows; row += 2u) {
+        int64_t first = 0;
+        int64_t second = 0;
         for (unsigned k = 0; k < m->columns; k += WIDE_CHUNK) {
-            unsigned count = m->columns - k < WIDE_CHUNK ? m->columns - k : WIDE_CHUNK;
-            sum += dot4(w + k / 2u, x + k, count, 0);
+            pair sum = dot4(w + k, x + k, chunk(m->columns - k));
+            first += sum.first;
+            second += sum.second;
         }
-        clipped |= edgetqs_store(&y[row], requantize_wide(sum, factor[row]), add);
-        w += bytes4(m);
+        clipped |= put_wide(m, factor, row, first, y, add);
+        clipped |= put_wide(m, factor, row + 1u, second, y, add);
+        w += m->columns;
+    }
+    if (row < m->rows) {
+        clipped |= put_wide(m, factor, row, wide_dot8(w, x, m->columns), y, add);
     }
     return clipped;
 }

@@ -449,11 +449,10 @@ clip_both:
     mov     r6, sp
     stmia   r6!, {r2-r5}
     adds    r6, #START_4 - 16
-    ldmia   r1!, {r2-r4}
+    ldmia   r1!, {r2-r5}
     muls    r2, r7
     muls    r3, r7
     muls    r4, r7
-    movs    r5, #0
     stmia   r6!, {r2-r5}
 1:  start_block
     ldmia   r0!, {r4}
@@ -514,7 +513,7 @@ clip_both:
 9:  leave
     .balign 4
 offsets4:                           @ by row, those of the rows above included
-    .word   -8 * 0x1111111, -8 * 0x111111, -8 * 0x11111, -8 * 0x1111, -8 * 0x111, -8 * 0x11, -8
+    .word   -8 * 0x1111111, -8 * 0x111111, -8 * 0x11111, -8 * 0x1111, -8 * 0x111, -8 * 0x11, -8, 0
     end_function edgetqs_rows4_thumb1
 
 #endif

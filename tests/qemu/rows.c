@@ -12,7 +12,9 @@ static uint32_t stored[MOST_WORDS];
 static int16_t x[MOST_COLUMNS] EDGETQS_ALIGNED;
 static int16_t y[MOST_ROWS + 1u] EDGETQS_ALIGNED;
 
-enum { WIDTH, ROWS, COLUMNS, BIASED, ADD, STORED, WORDS };
+typedef uint32_t product(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+
+enum { WIDTH, PORTABLE, ROWS, COLUMNS, BIASED, ADD, STORED, WORDS };
 
 __attribute__((noinline, used)) void edgetqs_count_begin(void)
 {
@@ -40,13 +42,11 @@ int main(void)
         (void)port_read(y, 2u * words[ROWS]);
         edgetqs_rows m = {stored, (uint16_t)words[ROWS], (uint16_t)words[COLUMNS], words[BIASED] != 0u};
         bool add = words[ADD] != 0u;
-        uint32_t clipped = 0;
+        product *const own[2] = {ROWS4, ROWS8};
+        product *const portable[2] = {edgetqs_rows4, edgetqs_rows8};
+        product *multiply = (words[PORTABLE] != 0u ? portable : own)[words[WIDTH] == 8u];
         edgetqs_count_begin();
-        if (words[WIDTH] == 8u) {
-            clipped = ROWS8(&m, x, y, add);
-        } else {
-            clipped = ROWS4(&m, x, y, add);
-        }
+        uint32_t clipped = multiply(&m, x, y, add);
         edgetqs_count_end();
         y[words[ROWS]] = clipped != 0u;
         port_write(y, 2u * (words[ROWS] + 1u));
