@@ -205,6 +205,7 @@ uint32_t edgetqs_rows4_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y,
         sums first = begin(0u - eights);
         sums both = begin(0u - 17u * eights);
         const int16_t *at = x;
+#if defined(EDGETQS_NEON) /* what pays for its many registers only */
         for (; end - at > 8; at += 16) {
             add_columns4(&first, &both, w, at);
             add_columns4(&first, &both, w + 8, at + 8);
@@ -214,6 +215,13 @@ uint32_t edgetqs_rows4_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y,
             add_columns4(&first, &both, w, at);
             w += 8;
         }
+#else
+        do {
+            add_columns4(&first, &both, w, at);
+            w += 8;
+            at += 8;
+        } while (at < end);
+#endif
         ulanes32 low = total(&first);
         ulanes32 high = shifted(total(&both) - low, 4);
         w = finish(w, low, high, biased, y + row, m->rows - row, add, &clipped);

@@ -96,45 +96,65 @@ uint32_t edgetqs_avx2_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y,
     return any_unfit(clipped);
 }
 
-static inline void add_columns4(ulanes32 *first, ulanes32 *both, const uint32_t *w, const int16_t *x)
+/* Sums of a block's first rows, and of 16 times its second rows and those. */
+typedef struct {
+    ulanes32 first;
+    ulanes32 both;
+} sums4;
+
+static inline void add_columns4(sums4 *sums, const uint32_t *w, lanes16 four, lanes16 next)
 {
     const ulanes16 low_nibble = (ulanes16)all32(0x000F000Fu);
-    lanes16 four = fours(x);
-    lanes16 next = fours(x + 4);
     ulanes16 weights = load16(w);
     IN_REGISTER(weights);
     ulanes16 upper = weights >> 8;
-    *first += pair_products((lanes16)(weights & low_nibble), four);
-    *both += pair_products((lanes16)(weights & LOW_BYTE), four);
-    *first += pair_products((lanes16)(upper & low_nibble), next);
-    *both += pair_products((lanes16)upper, next);
+    sums->first += pair_products((lanes16)(weights & low_nibble), four);
+    sums->both += pair_products((lanes16)(weights & LOW_BYTE), four);
+    sums->first += pair_products((lanes16)(upper & low_nibble), next);
+    sums->both += pair_products((lanes16)upper, next);
+}
+
+static inline ulanes32 total4(sums4 sums)
+{
+    const __m256i places = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    return (ulanes32)_mm256_srav_epi32((__m256i)total(sums.first, sums.both - sums.first), places);
 }
 
 uint32_t edgetqs_avx2_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
     const int16_t *end = x + ((m->columns + 7u) & ~7u);
     const ulanes32 offset = (ulanes32)minus_sum_of(x, end) << 3;
-    const ulanes32 offset_both = (offset << 4) + offset;
-    const ulanes32 places = {0, 0, 0, 0, 4, 4, 4, 4};
+    const sums4 start = {offset, (offset << 4) + offset};
     const uint32_t *w = m->stored;
     const bool biased = m->biased;
+    const unsigned words = (unsigned)(end - x) + (biased ? 16u : 8u); /* of a block */
     ulanes32 clipped = all32(0);
-    for (unsigned row = 0; row < m->rows; row += 8u) {
-        ulanes32 first = offset;
-        ulanes32 both = offset_both;
+    unsigned row = 0;
+    for (; row + 8u < m->rows; row += 16u) { /* two blocks share x */
+        sums4 upper = start;
+        sums4 lower = start;
         const int16_t *eight = x;
-        for (; end - eight > 8; eight += 16) {
-            add_columns4(&first, &both, w, eight);
-            add_columns4(&first, &both, w + 8, eight + 8);
-            w += 16;
-        }
-        if (eight < end) {
-            add_columns4(&first, &both, w, eight);
+        do {
+            lanes16 four = fours(eight);
+            lanes16 next = fours(eight + 4);
+            add_columns4(&upper, w, four, next);
+            add_columns4(&lower, w + words, four, next);
             w += 8;
-        }
-        ulanes32 sum = total(first, both - first);
-        sum = (ulanes32)_mm256_srav_epi32((__m256i)sum, (__m256i)places);
-        w = finish(w, sum, biased, y + row, m->rows - row, add, &clipped);
+            eight += 8;
+        } while (eight < end);
+        const uint32_t *second = w + words;
+        (void)finish(w, total4(upper), biased, y + row, 8, add, &clipped);
+        w = finish(second, total4(lower), biased, y + row + 8u, m->rows - row - 8u, add, &clipped);
+    }
+    if (row < m->rows) {
+        sums4 sums = start;
+        const int16_t *eight = x;
+        do {
+            add_columns4(&sums, w, fours(eight), fours(eight + 4));
+            w += 8;
+            eight += 8;
+        } while (eight < end);
+        (void)finish(w, total4(sums), biased, y + row, m->rows - row, add, &clipped);
     }
     return any_unfit(clipped);
 }

@@ -14,7 +14,9 @@ static int16_t y[MOST_ROWS + 1u] EDGETQS_ALIGNED;
 
 typedef uint32_t product(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 
-enum { WIDTH, PORTABLE, ROWS, COLUMNS, BIASED, ADD, STORED, WORDS };
+static product *const functions[2][2] = {{edgetqs_rows4, edgetqs_rows8}, {ROWS4, ROWS8}};
+
+enum { WIDTH, OWN, ROWS, COLUMNS, BIASED, ADD, STORED, WORDS };
 
 __attribute__((noinline, used)) void edgetqs_count_begin(void)
 {
@@ -42,9 +44,7 @@ int main(void)
         (void)port_read(y, 2u * words[ROWS]);
         edgetqs_rows m = {stored, (uint16_t)words[ROWS], (uint16_t)words[COLUMNS], words[BIASED] != 0u};
         bool add = words[ADD] != 0u;
-        product *const own[2] = {ROWS4, ROWS8};
-        product *const portable[2] = {edgetqs_rows4, edgetqs_rows8};
-        product *multiply = (words[PORTABLE] != 0u ? portable : own)[words[WIDTH] == 8u];
+        product *multiply = functions[words[OWN] != 0u][words[WIDTH] == 8u];
         edgetqs_count_begin();
         uint32_t clipped = multiply(&m, x, y, add);
         edgetqs_count_end();

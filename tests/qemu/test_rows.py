@@ -52,9 +52,8 @@ class Case:
         x[: self.columns] = rng.integers(-32768, 32768, self.columns)
         y = rng.integers(-3000, 3000, self.rows).astype("<i2")
         words = stored(matrix, 0, self.rows, self.width, kernels)
-        assert layout_name(matrix, kernels) in (kernels, "portable")
-        portable = layout_name(matrix, kernels) == "portable"
-        head = [self.width, portable, self.rows, self.columns, self.biased, self.add, len(words)]
+        own = layout_name(matrix, kernels) != "portable"
+        head = [self.width, own, self.rows, self.columns, self.biased, self.add, len(words)]
         sums = matrix.weights @ x[: self.columns].astype(np.int64) + matrix.bias
         wide = requantize(sums, matrix.multiplier, matrix.shift)
         values = np.clip(wide, -32768, 32767)
@@ -89,13 +88,16 @@ def test_rows_of_every_small_shape(tmp_path, name):
     run = emulate.run(target, linked(target, tmp_path), tmp_path, timeout_s=300, count=True)
     assert run.exit_code == 0, run.log
     assert np.fromfile(tmp_path / "harness.out", "<i2").tolist() == [int(value) for values in due for value in values]
+    if target.kind == "host":
+        return  # its time is not in its instructions; bench/host.py measures it
+    own = [layout_name(case.matrix(), kernels) == kernels for case in CASES]
     if run.how != "tcg plugin":
         pytest.skip(f"not counted: {run.how}")
     saved = LAYOUTS[kernels].saved
     slow = [
         f"{narrow}: {more} instructions, int8 {count}"
-        for (_, count), (narrow, more) in zip(*[iter(zip(CASES, run.counts, strict=True))] * 2, strict=True)
-        if more > count - saved(narrow.rows, narrow.columns)
+        for k, (narrow, count, more) in enumerate(zip(CASES[1::2], run.counts[::2], run.counts[1::2], strict=True))
+        if more > count - saved(narrow.rows, narrow.columns) and own[2 * k]
     ]
     assert "\n".join(slow) == ""
 
