@@ -69,7 +69,12 @@ def linked(target: Target, folder: Path) -> Path:
     kernels, runtime = target.cpu.kernels, data_dir("runtime")
     layout = layout_of(kernels)
     own = [runtime / name for name in ("edgetqs_rt.c", layout.cells, *layout.sources) if not name.endswith(".h")]
-    sources = [Path(__file__).with_name("rows.c"), *own, *firmware.board_sources(target), *firmware.port_sources(target)]
+    sources = [
+        Path(__file__).with_name("rows.c"),
+        *own,
+        *firmware.board_sources(target),
+        *firmware.port_sources(target),
+    ]
     behind = "" if kernels == "portable" else f"_{kernels}"
     names = {f"ROWS{width}": f"edgetqs_rows{width}{behind}" for width in (4, 8)}
     defines = firmware.board_defines(target, emulated=True) | names
