@@ -21,6 +21,7 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 ``simd``      blocks of eight rows, the last one filled up with rows of zeros; columns
               padded to 8; see runtime/edgetqs_simd.c. Matrices smaller than such a block
               are portable.
+``neon``      blocks as in simd; see runtime/edgetqs_neon.c.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -244,6 +245,11 @@ def _pack_simd(weights: np.ndarray, width: int) -> bytes:
     return halves.reshape(4, -1, 4).transpose(1, 0, 2).astype("<i8").astype("<u2").tobytes()
 
 
+def _pack_neon(weights: np.ndarray, width: int) -> bytes:
+    weights = _filled(weights)
+    return (weights if width == 8 else weights[:4] + 16 * weights[4:]).T.astype(np.int8).tobytes()
+
+
 def _filled(rows: np.ndarray) -> np.ndarray:
     """With rows of zeros up to eight."""
     return np.pad(rows, ((0, 8 - len(rows)), *((0, 0),) * (rows.ndim - 1)))
@@ -306,6 +312,18 @@ LAYOUTS = {
         {4: 8, 8: 8},
         _pack_simd,
         584,
+        lambda bias, width: _filled(bias),
+        lambda multiplier, shift: _filled(_factors(multiplier, shift)),
+        rest=None,
+        cells="edgetqs_simd_cells.c",
+        least=8,
+    ),
+    "neon": Layout(
+        ("edgetqs_neon.c", "edgetqs_simd.h", "edgetqs_simd_cells.h"),
+        8,
+        {4: 8, 8: 8},
+        _pack_neon,
+        ACCUMULATOR_LIMIT,
         lambda bias, width: _filled(bias),
         lambda multiplier, shift: _filled(_factors(multiplier, shift)),
         rest=None,

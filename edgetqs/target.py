@@ -34,7 +34,7 @@ class Cpu:
     core: str
     compiler: str  # prefix of gcc: "arm-none-eabi-", or "" for the computer's own
     flags: tuple[str, ...]  # for compiling and for linking
-    kernels: Literal["portable", "thumb1", "thumb2", "dsp", "mve", "simd"]  # see layout.py
+    kernels: Literal["portable", "thumb1", "thumb2", "dsp", "mve", "simd", "neon"]  # see layout.py
     clock_hz: int = 0  # what the core runs at on the board; 0: as uart.clock_hz
 
 

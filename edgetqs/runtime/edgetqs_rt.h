@@ -9,7 +9,8 @@
  * edgetqs_thumb2.c matrix rows for Cortex-M3
  * edgetqs_thumb1.c matrix rows for Cortex-M0, with cells of their own
  * edgetqs_mve.c    matrix rows for cores with Helium (Cortex-M55 ...), with cells of their own
- * edgetqs_simd.c   matrix rows for x86-64 and aarch64, with cells of their own
+ * edgetqs_simd.c   matrix rows for x86-64, with cells of their own
+ * edgetqs_neon.c   matrix rows for aarch64, with the same cells
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and
@@ -62,6 +63,8 @@ uint32_t edgetqs_rows8_mve(const edgetqs_rows *m, const int16_t *x, int16_t *y, 
 uint32_t edgetqs_rows4_mve(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows8_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows8_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_rows4_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 /* For rows whose sums do not fit an int32 or that have multipliers and shifts of their own. */
 uint32_t edgetqs_rows8_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
 uint32_t edgetqs_rows4_wide(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
