@@ -110,6 +110,13 @@ def weight_simd(words: list[int], rows: int, columns: int, width: int, row: int,
     return (half >> 4 * (row // 4) + 8 * (column % 8 // 4) & 15) - 8
 
 
+def weight_neon(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
+    """Column by column; see runtime/edgetqs_neon.c."""
+    if width == 8:
+        return signed(field(words, 8 * column + row, 8), 8)
+    return one_of(signed(field(words, 4 * column + row % 4, 8), 8), row // 4)
+
+
 WEIGHT = {
     "portable": weight_portable,
     "dsp": weight_dsp,
@@ -117,6 +124,7 @@ WEIGHT = {
     "thumb1": weight_thumb1,
     "mve": weight_mve,
     "simd": weight_simd,
+    "neon": weight_neon,
 }
 
 
@@ -135,6 +143,7 @@ def bias_mve(words: list[int], width: int) -> list[int]:
     return [word if row % 2 else word - 16 * words[row + 1] for row, word in enumerate(words)]
 
 
+FILLED = ("simd", "neon")  # up to eight rows a block
 BIAS = {"thumb1": bias_thumb1, "mve": bias_mve}
 
 
@@ -153,7 +162,7 @@ def read_back(words: np.ndarray, matrix: Matrix, width: int, kernels: str) -> tu
     for low, high in blocks(rows, layout):
         count = high - low
         padded_columns = columns_stored(count, columns, width, kernels)
-        filled = -count % 8 if kernels == "simd" else 0
+        filled = -count % 8 if kernels in FILLED else 0
         size = packed_bytes(count, columns, width, kernels) // 4 - 2 * filled
         held = count + filled if biased else 0
         first = held if layout.biases_first else 0
@@ -208,7 +217,7 @@ def test_stored_rows_read_back(shape, width, kernels, bias):
     assert np.array_equal(biases, matrix.bias)
     assert np.array_equal(multipliers / 2.0**32, matrix.multiplier * 2.0**-20)
     row_bytes = MULTIPLIER_BYTES + BIAS_BYTES * bias
-    filled_without_bias = -shape[0] % 8 if kernels == "simd" and not bias else 0
+    filled_without_bias = -shape[0] % 8 if kernels in FILLED and not bias else 0
     room = packed_bytes(*shape, width, kernels) + row_bytes * shape[0]
     assert words.nbytes == room - BIAS_BYTES * filled_without_bias
 
@@ -241,6 +250,8 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((5, 9), 8, "simd", 8 * 16 + 3 * 8),  # to 8 rows and 16 columns; multipliers and biases of 3 rows
         ((16, 8), 4, "simd", 64),
         ((7, 7), 8, "simd", 52),  # as portable
+        ((5, 9), 4, "neon", 4 * 16 + 3 * 8),
+        ((16, 8), 8, "neon", 128),
         ((128, 32), 4, "dsp", 2048),
         ((9, 9), 8, "thumb1", 8 * 12 + 12),
         ((9, 9), 4, "thumb1", 4 * 12 + 4 + 8 + 4),  # a word of 0 behind each block

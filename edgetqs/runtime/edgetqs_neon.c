@@ -68,6 +68,8 @@ static inline void add_eight_columns4(sums *s, const int8_t *w, const int16_t *f
     ADD_TWO_COLUMNS4(s, vmovl_high_s8(bytes), x, 3);
 }
 
+/* Keeps gcc from moving sums to other registers in every round of a loop. */
+#define KEEP(s) __asm__("" : "+w"((s).upper), "+w"((s).lower))
 static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 {
     int32x4_t m = (int32x4_t)multiplier;
@@ -78,6 +80,8 @@ static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 }
 
 #else
+
+#define KEEP(s) ((void)0)
 
 static inline void add_eight_columns8(sums *s, const int8_t *w, const int16_t *x)
 {
@@ -144,6 +148,7 @@ uint32_t edgetqs_rows8_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y,
             w += 8u * BLOCK;
             at += 8;
         } while (at < end);
+        KEEP(s);
         w = finish(w, s, biased, y + row, rows - row, add, &clipped);
     }
     return any_unfit(clipped);
@@ -164,7 +169,8 @@ uint32_t edgetqs_rows4_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y,
             w += 4u * BLOCK;
             at += 8;
         } while (at < end);
-        s.upper -= s.lower * 16u;
+        KEEP(s);
+        s.upper -= s.lower << 4;
         w = finish(w, s, biased, y + row, rows - row, add, &clipped);
     }
     return any_unfit(clipped);

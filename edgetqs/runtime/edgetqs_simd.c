@@ -1,5 +1,5 @@
 /*
- * Matrix rows for x86-64 and aarch64.
+ * Matrix rows for x86-64.
  *
  * Layout: blocks of eight rows, the last one filled up with rows of zeros, columns
  * padded to 8. A block is its weights, its biases, its
@@ -20,32 +20,19 @@ static const ulanes16 low_nibble = {15, 15, 15, 15, 15, 15, 15, 15};
 
 /* Partial sums of the four rows of half a group, two or four a row. */
 typedef struct {
-#if defined(EDGETQS_NEON)
-    int32x4_t row[4];
-#else
     ulanes32 rows[2];
-#endif
 } sums;
 
 /* x: four columns, twice. */
 static inline void add_products(sums *s, unsigned half, ulanes16 weights, lanes16 x)
 {
-#if defined(EDGETQS_NEON)
-    int16x8_t w = (int16x8_t)weights;
-    int16x8_t v = (int16x8_t)x;
-    s->row[2u * half] = vmlal_s16(s->row[2u * half], vget_low_s16(w), vget_low_s16(v));
-    s->row[2u * half + 1u] = vmlal_high_s16(s->row[2u * half + 1u], w, v);
-#else
     s->rows[half] += pair_products((lanes16)weights, x);
-#endif
 }
 
 /* The sums of the four rows. */
 static inline ulanes32 total(const sums *s)
 {
-#if defined(EDGETQS_NEON)
-    return (ulanes32)vpaddq_s32(vpaddq_s32(s->row[0], s->row[1]), vpaddq_s32(s->row[2], s->row[3]));
-#elif defined(EDGETQS_SSE2)
+#if defined(EDGETQS_SSE2)
     __m128 a = (__m128)s->rows[0];
     __m128 b = (__m128)s->rows[1];
     return (ulanes32)_mm_shuffle_ps(a, b, 0x88) + (ulanes32)_mm_shuffle_ps(a, b, 0xDD);
@@ -59,24 +46,13 @@ static inline ulanes32 total(const sums *s)
 /* Sums of four rows, each of them value. */
 static inline sums begin(uint32_t value)
 {
-#if defined(EDGETQS_NEON)
-    int32x4_t one = (int32x4_t)(ulanes32){value, 0, 0, 0};
-    return (sums){{one, one, one, one}};
-#else
     ulanes32 one = (ulanes32)((ulanes64){0} + value);
     return (sums){{one, one}};
-#endif
 }
 
 static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 {
-#if defined(EDGETQS_NEON)
-    int32x4_t m = (int32x4_t)multiplier;
-    int32x4_t sign = (int32x4_t)sign_of(sum);
-    int64x2_t low = vaddw_s32(vmull_s32(vget_low_s32((int32x4_t)sum), vget_low_s32(m)), vget_low_s32(sign));
-    int64x2_t high = vaddw_high_s32(vmull_high_s32((int32x4_t)sum, m), sign);
-    return (ulanes32)vrshrn_high_n_s64(vrshrn_n_s64(low, 32), high, 32);
-#elif defined(EDGETQS_SSE2)
+#if defined(EDGETQS_SSE2)
     const ulanes64 half = {0x80000000u, 0x80000000u};
     ulanes32 sign = sign_of(sum);
     ulanes32 magnitude = (sum ^ sign) - sign;
@@ -122,9 +98,7 @@ static inline const uint32_t *finish(const uint32_t *w, ulanes32 low, ulanes32 h
 }
 
 /* Keeps gcc from spilling sums, or moving them from register to register and back. */
-#if defined(EDGETQS_NEON)
-#define IN_PLACE(s, half) __asm__("" : "+w"((s)->row[2u * (half)]), "+w"((s)->row[2u * (half) + 1u]))
-#elif defined(EDGETQS_SSE2)
+#if defined(EDGETQS_SSE2)
 #define IN_PLACE(s, half) __asm__("" : "+x"((s)->rows[half]))
 #else
 #define IN_PLACE(s, half) ((void)0)
@@ -205,23 +179,11 @@ uint32_t edgetqs_rows4_simd(const edgetqs_rows *m, const int16_t *x, int16_t *y,
         sums first = begin(0u - eights);
         sums both = begin(0u - 17u * eights);
         const int16_t *at = x;
-#if defined(EDGETQS_NEON) /* what pays for its many registers only */
-        for (; end - at > 8; at += 16) {
-            add_columns4(&first, &both, w, at);
-            add_columns4(&first, &both, w + 8, at + 8);
-            w += 16;
-        }
-        if (at < end) {
-            add_columns4(&first, &both, w, at);
-            w += 8;
-        }
-#else
         do {
             add_columns4(&first, &both, w, at);
             w += 8;
             at += 8;
         } while (at < end);
-#endif
         ulanes32 low = total(&first);
         ulanes32 high = shifted(total(&both) - low, 4);
         w = finish(w, low, high, biased, y + row, m->rows - row, add, &clipped);

@@ -1,5 +1,5 @@
 /*
- * Vectors for the rows and cells of edgetqs_simd*: SSE2 and AVX2 of x86-64, Advanced
+ * Vectors for edgetqs_simd* and edgetqs_neon.c: SSE2 and AVX2 of x86-64, Advanced
  * SIMD of aarch64 or, with EDGETQS_NO_SIMD and on any other core, plain C.
  *
  * What every core has is written with the vector types of gcc and clang; unsigned
@@ -181,6 +181,9 @@ static inline ulanes32 pair_products(lanes16 a, lanes16 b)
 {
 #if defined(EDGETQS_SSE2)
     return (ulanes32)INTRINSIC(madd_epi16)((native)a, (native)b);
+#elif defined(EDGETQS_NEON)
+    int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    return (ulanes32)vpaddq_s32(low, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
 #else
     ulanes32 low = shifted((ulanes32)a << 16, 16) * shifted((ulanes32)b << 16, 16);
     return low + shifted((ulanes32)a, 16) * shifted((ulanes32)b, 16);

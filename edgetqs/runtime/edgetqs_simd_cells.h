@@ -13,6 +13,18 @@ static inline uint32_t pair_at(uint32_t index)
     return pair;
 }
 
+#if defined(EDGETQS_NEON)
+
+/* An entry's place in bytes, where a multiplication saves a shift for each lane. */
+static inline uint32_t pair_behind(uint32_t bytes)
+{
+    uint32_t pair;
+    __builtin_memcpy(&pair, (const char *)edgetqs_sigmoid_table + bytes, sizeof pair);
+    return pair;
+}
+
+#endif
+
 /* Two neighbouring entries a lane; no index is above 255. */
 static inline ulanes32 pairs_at(ulanes32 index)
 {
@@ -22,6 +34,9 @@ static inline ulanes32 pairs_at(ulanes32 index)
     __m128i i = (__m128i)index;
     return (ulanes32){pair_at((uint32_t)_mm_extract_epi16(i, 0)), pair_at((uint32_t)_mm_extract_epi16(i, 2)),
                       pair_at((uint32_t)_mm_extract_epi16(i, 4)), pair_at((uint32_t)_mm_extract_epi16(i, 6))};
+#elif defined(EDGETQS_NEON)
+    ulanes32 bytes = index << 1;
+    return (ulanes32){pair_behind(bytes[0]), pair_behind(bytes[1]), pair_behind(bytes[2]), pair_behind(bytes[3])};
 #else
     return (ulanes32){pair_at(index[0]), pair_at(index[1]), pair_at(index[2]), pair_at(index[3])};
 #endif
