@@ -277,7 +277,7 @@ def _saved_thumb2(rows: int, columns: int) -> int:
 
 
 def _saved_neon(rows: int, columns: int) -> int:
-    return padded(rows) // 8 * (padded(columns) // 8 - 2)
+    return padded(rows) // 8 * (padded(columns) // 8 - 2) - 1
 
 
 _FOURS = {4: 4, 8: 4}

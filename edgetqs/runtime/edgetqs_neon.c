@@ -116,10 +116,24 @@ static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 
 #endif
 
-/* Sums of a block, which lack their biases, become values of y. Gives what follows the block's weights at w. */
-static inline const int8_t *finish(const int8_t *w, sums s, bool biased, int16_t *y, unsigned rows, bool add,
-                                   ulanes32 *clipped)
+/* One block, whose sums become values of y. Gives what follows it. */
+static inline const int8_t *block(const int8_t *w, unsigned width, bool biased, const int16_t *x, const int16_t *end,
+                                  int16_t *y, unsigned rows, bool add, ulanes32 *clipped)
 {
+    sums s = {all32(0), all32(0)};
+    do {
+        if (width == 8u) {
+            add_eight_columns8(&s, w, x);
+        } else {
+            add_eight_columns4(&s, w, x);
+        }
+        w += BLOCK * width;
+        x += 8;
+    } while (x < end);
+    KEEP(s);
+    if (width == 4u) {
+        s.upper -= s.lower << 4;
+    }
     if (biased) {
         s.upper += load32(w);
         s.lower += load32(w + 16);
@@ -133,45 +147,29 @@ static inline const int8_t *finish(const int8_t *w, sums s, bool biased, int16_t
     return w + 32;
 }
 
-uint32_t edgetqs_rows8_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
+static inline uint32_t rows_of_width(const edgetqs_rows *m, unsigned width, const int16_t *x, int16_t *y, bool add)
 {
     const int16_t *end = x + ((m->columns + 7u) & ~7u);
     const int8_t *w = (const void *)m->stored;
     const bool biased = m->biased;
-    const unsigned rows = m->rows;
+    unsigned left = m->rows;
     ulanes32 clipped = all32(0);
-    for (unsigned row = 0; row < rows; row += BLOCK) {
-        sums s = {all32(0), all32(0)};
-        const int16_t *at = x;
-        do {
-            add_eight_columns8(&s, w, at);
-            w += 8u * BLOCK;
-            at += 8;
-        } while (at < end);
-        KEEP(s);
-        w = finish(w, s, biased, y + row, rows - row, add, &clipped);
+    for (; left >= BLOCK; left -= BLOCK) {
+        w = block(w, width, biased, x, end, y, BLOCK, add, &clipped);
+        y += BLOCK;
+    }
+    if (left > 0u) {
+        (void)block(w, width, biased, x, end, y, left, add, &clipped);
     }
     return any_unfit(clipped);
 }
 
+uint32_t edgetqs_rows8_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
+{
+    return rows_of_width(m, 8, x, y, add);
+}
+
 uint32_t edgetqs_rows4_neon(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add)
 {
-    const int16_t *end = x + ((m->columns + 7u) & ~7u);
-    const int8_t *w = (const void *)m->stored;
-    const bool biased = m->biased;
-    const unsigned rows = m->rows;
-    ulanes32 clipped = all32(0);
-    for (unsigned row = 0; row < rows; row += BLOCK) {
-        sums s = {all32(0), all32(0)};
-        const int16_t *at = x;
-        do {
-            add_eight_columns4(&s, w, at);
-            w += 4u * BLOCK;
-            at += 8;
-        } while (at < end);
-        KEEP(s);
-        s.upper -= s.lower << 4;
-        w = finish(w, s, biased, y + row, rows - row, add, &clipped);
-    }
-    return any_unfit(clipped);
+    return rows_of_width(m, 4, x, y, add);
 }

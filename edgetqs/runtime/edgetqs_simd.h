@@ -141,6 +141,16 @@ static inline ulanes32 shifted(ulanes32 v, int by)
     return (ulanes32)((lanes32)v >> by);
 }
 
+/* v / 2^by, ties up. */
+static inline ulanes32 rounded(ulanes32 v, int by)
+{
+#if defined(EDGETQS_NEON)
+    return (ulanes32)vrshlq_s32((int32x4_t)v, vdupq_n_s32(-by));
+#else
+    return shifted(v + all32((1u << by) >> 1), by);
+#endif
+}
+
 static inline ulanes32 sign_of(ulanes32 v)
 {
     return shifted(v, 31);
@@ -207,6 +217,14 @@ static inline lanes16 narrowed(ulanes32 low, ulanes32 high)
     return v;
 #endif
 }
+
+/* The same of values / 2^by, ties up, which fit. */
+#if defined(EDGETQS_NEON)
+#define NARROWED(low, high, by) \
+    ((lanes16)vrshrn_high_n_s32(vrshrn_n_s32((int32x4_t)(low), by), (int32x4_t)(high), by))
+#else
+#define NARROWED(low, high, by) narrowed(rounded(low, by), rounded(high, by))
+#endif
 
 static inline ulanes32 wide_low(lanes16 v)
 {

@@ -51,7 +51,7 @@ static inline ulanes32 interpolated(ulanes32 magnitude, int fraction)
 
 static inline ulanes32 position_of(ulanes32 z, int up)
 {
-    return shifted((z << 4) - z + all32((1u << up) >> 1), up);
+    return rounded((z << 4) - z, up);
 }
 
 static inline ulanes32 at_most(ulanes32 v, uint32_t most)
@@ -63,6 +63,7 @@ static inline ulanes32 at_most(ulanes32 v, uint32_t most)
 /* The function is flat from entry 255 on, and has that same value, rounded, at the position before. */
 #define SIGMOID_LAST (255u * 512u - 1u)
 
+/* What is interpolated, with the position's sign. */
 static inline ulanes32 sigmoid_of(ulanes32 z, int up)
 {
     ulanes32 position = position_of(z, up);
@@ -71,26 +72,38 @@ static inline ulanes32 sigmoid_of(ulanes32 z, int up)
     if (up < 2) {
         magnitude = at_most(magnitude, SIGMOID_LAST);
     }
-    return shifted((interpolated(magnitude, 9) ^ sign) + all32((1u << 24) + 512u), 10);
+    return interpolated(magnitude, 9) ^ sign;
+}
+
+static inline lanes16 sigmoid_of_z(lanes16 z, int up)
+{
+    ulanes32 low = sigmoid_of(wide_low(z), up);
+    ulanes32 high = sigmoid_of(wide_high(z), up);
+#if defined(EDGETQS_NEON)
+    return NARROWED(low, high, 10) + all16(1 << 14);
+#else
+    const ulanes32 centre = all32((1u << 24) + 512u);
+    return narrowed(shifted(low + centre, 10), shifted(high + centre, 10));
+#endif
 }
 
 static inline ulanes32 tanh_of(ulanes32 position)
 {
     ulanes32 sign = sign_of(position);
     ulanes32 magnitude = at_most((position ^ sign) - sign, 0xFFFF);
-    return shifted((interpolated(magnitude, 8) ^ sign) + all32(128), 8);
+    return interpolated(magnitude, 8) ^ sign;
 }
 
 static inline lanes16 tanh_of_z(lanes16 z, int up)
 {
-    return narrowed(tanh_of(position_of(wide_low(z), up)), tanh_of(position_of(wide_high(z), up)));
+    return NARROWED(tanh_of(position_of(wide_low(z), up)), tanh_of(position_of(wide_high(z), up)), 8);
 }
 
 static inline void sigmoids(int16_t *values, unsigned count, int up)
 {
     for (unsigned k = 0; k < count; k += VALUES) {
         lanes16 z = load_some(values + k, count - k);
-        store_some(values + k, narrowed(sigmoid_of(wide_low(z), up), sigmoid_of(wide_high(z), up)), count - k);
+        store_some(values + k, sigmoid_of_z(z, up), count - k);
     }
 }
 
@@ -150,7 +163,15 @@ static inline ulanes32 gated_high(lanes16 gate, lanes16 value, int shift)
 /* gate * value / 2^15, which fits. */
 static inline lanes16 gated(lanes16 gate, lanes16 value)
 {
+#if defined(EDGETQS_NEON)
+    int16x8_t v = (int16x8_t)value;
+    int16x8_t one = (int16x8_t)((value >> 15) | all16(1)); /* of the value's sign */
+    int32x4_t low = vaddw_s16(vmull_s16(vget_low_s16((int16x8_t)gate), vget_low_s16(v)), vget_low_s16(one));
+    int32x4_t high = vaddw_high_s16(vmull_high_s16((int16x8_t)gate, v), one);
+    return NARROWED(low, high, 15);
+#else
     return narrowed(gated_low(gate, value, 14), gated_high(gate, value, 14));
+#endif
 }
 
 /* The cell state as tanh reads it. */
@@ -162,7 +183,7 @@ static inline ulanes32 scaled(ulanes32 cell, unsigned cell_bits)
 #else
     ulanes32 product = cell * all32(52429);
 #endif
-    return shifted(product + all32(1u << (cell_bits + 4u)), (int)cell_bits + 5);
+    return rounded(product, (int)cell_bits + 5);
 }
 
 CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
@@ -186,7 +207,7 @@ CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsig
         store_some(c + k, cell, rest);
         low = tanh_of(position_of(scaled(wide_low(cell), cell_bits), 1));
         high = tanh_of(position_of(scaled(wide_high(cell), cell_bits), 1));
-        store_some(h + k, gated(load_some(o + k, rest), narrowed(low, high)), rest);
+        store_some(h + k, gated(load_some(o + k, rest), NARROWED(low, high, 8)), rest);
     }
     return any_unfit(clipped);
 }
