@@ -323,7 +323,12 @@ LAYOUTS = {
         least=8,
     ),
     "neon": Layout(
-        ("edgetqs_neon.c", "edgetqs_simd.h", "edgetqs_simd_cells.h"),
+        (
+            "edgetqs_neon.c",
+            "edgetqs_simd_avx2.c",
+            "edgetqs_simd.h",
+            "edgetqs_simd_cells.h",
+        ),  # AVX2: where a host checks
         8,
         {4: 8, 8: 8},
         _pack_neon,

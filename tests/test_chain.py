@@ -459,10 +459,12 @@ def direct() -> IntegerModel:
         ("gcc", "direct", "portable"),
         ("gcc", "lstm", "mve"),
         ("gcc", "gru", "simd"),
+        ("gcc", "gru", "neon"),
         ("clang", "lstm", "dsp"),
         ("clang", "lstm", "mve"),
         ("clang", "gru", "portable"),
         ("clang", "lstm", "simd"),
+        ("clang", "lstm", "neon"),
     ],
 )
 def test_all_c_is_clean_with_both_compilers(tmp_path, compiler, kind, kernels):
@@ -651,6 +653,7 @@ int main(void)
         ("direct", "portable"),
         ("lstm", "simd"),
         ("direct", "simd"),
+        ("lstm", "neon"),
     ],
 )
 def test_properties_of_the_c(tmp_path, kind, kernels):

@@ -72,7 +72,7 @@ def test_error_is_the_score_times_what_rounding_changes(granularity):
         assert made.predicted == pytest.approx(np.sqrt(sum(unit.error for unit in made.units)))
 
 
-@pytest.mark.parametrize("kernels", ["portable", "dsp", "simd"])
+@pytest.mark.parametrize("kernels", ["portable", "dsp", "simd", "neon"])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "gru_reset_before", "rnn"])
 def test_planned_bytes_hold_the_stored_ones(kind, kernels):
     forecaster = random_forecaster(kind, 7, 3, 1)

@@ -36,7 +36,7 @@ def outputs() -> list[np.ndarray]:
         ("x86", "portable", True),
         ("x86", "simd", True),
         ("x86", "simd", False),
-        ("raspberry-pi-4", "simd", False),
+        ("raspberry-pi-4", "neon", False),
         ("raspberry-pi-zero", "portable", False),
         ("cortex-m0plus", "thumb1", False),
         ("cortex-m3", "thumb2", False),
