@@ -276,10 +276,6 @@ def _saved_thumb2(rows: int, columns: int) -> int:
     return blocks * (16 * groups - 8) - 9 * groups - 7 if blocks else 0
 
 
-def _saved_neon(rows: int, columns: int) -> int:
-    return padded(rows) // 8 * (padded(columns) // 8 - 2) - 1
-
-
 _FOURS = {4: 4, 8: 4}
 
 LAYOUTS = {
@@ -338,7 +334,6 @@ LAYOUTS = {
         rest=None,
         cells="edgetqs_simd_cells.c",
         least=8,
-        saved=_saved_neon,
     ),
 }
 _WIDE = replace(LAYOUTS["portable"], scales=lambda multiplier, shift: multiplier | shift << 16)

@@ -70,6 +70,10 @@ static inline void add_eight_columns4(sums *s, const int8_t *w, const int16_t *f
 
 /* Keeps gcc from moving sums to other registers in every round of a loop. */
 #define KEEP(s) __asm__("" : "+w"((s).upper), "+w"((s).lower))
+
+/* One instruction, which gcc would make two. */
+#define SUBTRACT_16_TIMES(sum, lower, sixteen) \
+    __asm__("mls %0.4s, %1.4s, %2.4s" : "+w"(sum) : "w"(lower), "w"(sixteen))
 static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 {
     int32x4_t m = (int32x4_t)multiplier;
@@ -82,6 +86,7 @@ static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 #else
 
 #define KEEP(s) ((void)0)
+#define SUBTRACT_16_TIMES(sum, lower, sixteen) ((sum) -= (lower) * (sixteen))
 
 static inline void add_eight_columns8(sums *s, const int8_t *w, const int16_t *x)
 {
@@ -120,6 +125,7 @@ static inline ulanes32 requantized(ulanes32 sum, ulanes32 multiplier)
 static inline const int8_t *block(const int8_t *w, unsigned width, bool biased, const int16_t *x, const int16_t *end,
                                   int16_t *y, unsigned rows, bool add, ulanes32 *clipped)
 {
+    const ulanes32 sixteen = all32(16);
     sums s = {all32(0), all32(0)};
     do {
         if (width == 8u) {
@@ -132,7 +138,7 @@ static inline const int8_t *block(const int8_t *w, unsigned width, bool biased, 
     } while (x < end);
     KEEP(s);
     if (width == 4u) {
-        s.upper -= s.lower << 4;
+        SUBTRACT_16_TIMES(s.upper, s.lower, sixteen);
     }
     if (biased) {
         s.upper += load32(w);
