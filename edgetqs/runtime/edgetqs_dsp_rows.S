@@ -31,8 +31,8 @@
     subs    r5, #1
     .endm
 
-/* From four sums, that of row 3 shifted up, to four values of y; C is clear once it was the last block. Changes r1, r3, r10,
- * r11, r12. */
+/* From four sums, that of row 3 shifted up, to four values of y; C is clear once it was the last block. Changes r1, r3,
+ * r4, r7, r10, r11, r12. */
     .macro  finish s0, s1, s2, s3, shift=0, frame=0
     lsls    r1, lr, #31             @ N: biased, C: add to y
     bpl     3f

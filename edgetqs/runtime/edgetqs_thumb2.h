@@ -72,7 +72,8 @@
     ldr     r3, [sp, #\frame + 4]
     .endm
 
-/* From y in r3 to the next block: C is clear once there is none. lr is kept on the stack where the block's loop takes it. */
+/* From y in r3 to the next block: C is clear once there is none. lr is kept on the stack where the block's loop takes
+ * it. */
     .macro  next_block frame
     subs    lr, #BLOCK
     .if     \frame
