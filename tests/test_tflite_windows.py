@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from converted import FEATURES, converted, litert, windows
-from tflite_files import save
+from tflite_files import Model, save
 
+from edgetqs.errors import BadInput
 from edgetqs.model import Activation, Dense, Gru, LayerNormalization, Lstm, Merge, Pool, Window
 from edgetqs.read_tflite import read_tflite
 from edgetqs.rollout import window
+from edgetqs.tflite_graph import Graphs
+from edgetqs.tflite_operators import OPERATORS
+from edgetqs.tflite_symbols import value_of
+from edgetqs.tflite_trace import Trace, Unknown
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 STEPS = 12
@@ -124,3 +130,102 @@ def test_parameters_of_a_layer_normalization(tf: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.gamma, gamma, atol=1e-6)
     np.testing.assert_allclose(found.beta, beta, atol=1e-6)
     assert found.epsilon == pytest.approx(0.02)
+
+
+# --- operators -----------------------------------------------------------------------
+
+
+def traced(content: bytes, x: np.ndarray) -> np.ndarray:
+    """What the expressions of a file's only output come to, over windows x (B, T, features)."""
+    trace = Trace(Graphs(content, "m"), OPERATORS, 1)
+    (output,) = trace.main()
+    assert isinstance(output, Unknown)
+    leaves = trace.symbols.evaluate({(0, t): x[:, t].astype(np.float64) for t in range(x.shape[1])}, len(x))
+    values = [value_of(vector, leaves, len(x)) for vector in output.cells.ravel()]
+    assert output.shape[0] == 1
+    return np.stack(values, axis=1).reshape(len(x), *output.shape[1:])
+
+
+def options(kind: str, **values: object) -> object:
+    made = getattr(schema, f"{kind}OptionsT")()
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+SHAPES = {  # operator: (shape of its input, further constant operands, shape of its output, options)
+    "PAD": ((1, 6, 3), [[[0, 0], [2, 1], [0, 0]]], (1, 9, 3), None),
+    "MEAN": ((1, 6, 3), [[1]], (1, 3), options("Reducer")),
+    "MEAN of elements": ((1, 6, 3), [[-1]], (1, 6, 1), options("Reducer", keepDims=True)),
+    "REDUCE_MAX": ((1, 2, 3, 3), [[1, 2]], (1, 1, 1, 3), options("Reducer", keepDims=True)),
+    "MAX_POOL_2D": ((1, 1, 6, 3), [], (1, 1, 3, 3), options("Pool2D", padding=0, filterHeight=1, filterWidth=3,
+                                                             strideH=1, strideW=2)),
+    "AVERAGE_POOL_2D": ((1, 6, 1, 3), [], (1, 3, 1, 3), options("Pool2D", padding=0, filterHeight=3, filterWidth=1,
+                                                                 strideH=2, strideW=1)),
+    "CONV_2D": ((1, 1, 6, 3), None, (1, 1, 3, 4), options("Conv2D", padding=0, strideH=1, strideW=2, dilationHFactor=1,
+                                                           dilationWFactor=1, fusedActivationFunction=1)),
+    "CONV_2D dilated": ((1, 6, 1, 3), None, (1, 2, 1, 4), options("Conv2D", padding=1, strideH=1, strideW=1,
+                                                                   dilationHFactor=4, dilationWFactor=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_operators_compute_what_litert_does(name: str) -> None:
+    shape, further, result, chosen = SHAPES[name]
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 6, 3))
+    given = graph.operator("RESHAPE", [x, graph.constant("s", shape, np.int32)], [("given", shape)])[0]
+    if further is None:
+        taps = (2, 1) if shape[2] == 1 else (1, 2)
+        rng = np.random.default_rng(0)
+        operands = [graph.constant("w", rng.normal(size=(4, *taps, 3))), graph.constant("b", rng.normal(size=4))]
+    else:
+        operands = [graph.constant(f"c{k}", values, np.int32) for k, values in enumerate(further)]
+    graph.finish([x], graph.operator(name.split()[0], [given, *operands], [("made", result)], chosen, 1))
+    some = windows((3, 6, 3))
+    np.testing.assert_allclose(traced(model.bytes(), some), litert(model.bytes(), some), atol=1e-6)
+
+
+def test_a_convolution_between_blocks() -> None:
+    """How older converters wrote a dilation of two with causal padding."""
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 6, 3))
+
+    def operator(name: str, x: int, constants: dict[str, object], shape: tuple[int, ...], chosen: object = None) -> int:
+        operands = [graph.constant(key, values, np.int32) for key, values in constants.items()]
+        return graph.operator(name, [x, *operands], [(f"made{len(shape)}", shape)], chosen)[0]
+
+    apart = operator("SPACE_TO_BATCH_ND", x, {"block": [2], "paddings": [[2, 0]]}, (2, 4, 3))
+    wide = operator("RESHAPE", apart, {"wide": [2, 1, 4, 3]}, (2, 1, 4, 3))
+    weights = graph.constant("w", np.random.default_rng(0).normal(size=(5, 1, 2, 3)))
+    chosen = options("Conv2D", padding=1, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
+    bias = graph.constant("b", np.arange(5))
+    (made,) = graph.operator("CONV_2D", [wide, weights, bias], [("convolved", (2, 1, 3, 5))], chosen)
+    narrow = operator("RESHAPE", made, {"narrow": [2, 3, 5]}, (2, 3, 5))
+    graph.finish([x], [operator("BATCH_TO_SPACE_ND", narrow, {"block2": [2], "crops": [[0, 0]]}, (1, 6, 5))])
+    some = windows((3, 6, 3))
+    np.testing.assert_allclose(traced(model.bytes(), some), litert(model.bytes(), some), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strideW": 0}, "stride"),
+        ({"dilationWFactor": -1}, "dilation"),
+        ({"padding": 1, "dilationWFactor": 9}, "taps over 6 frames"),
+    ],
+)
+def test_damaged_options(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    chosen = {"padding": 0, "strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1, **change}
+    model = Model()
+    graph = model.graph()
+    x = graph.tensor("input", (1, 6, 3))
+    given = graph.operator("RESHAPE", [x, graph.constant("s", [1, 1, 6, 3], np.int32)], [("given", (1, 1, 6, 3))])[0]
+    weights = graph.constant("w", np.ones((4, 1, 2, 3)))
+    graph.finish(
+        [x], graph.operator("CONV_2D", [given, weights, -1], [("m", (1, 1, 6, 4))], options("Conv2D", **chosen))
+    )
+    with pytest.raises(BadInput, match=message):
+        read_tflite(save(model.bytes(), tmp_path / "m.tflite"))
