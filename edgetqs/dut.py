@@ -162,8 +162,12 @@ class Dut:
         wait_s = self._wait_s
         while True:
             sent = time.monotonic()
-            self.transport.write(data)
-            reply = self._reply(frame, min(sent + wait_s, until))
+            try:
+                self.transport.write(data)
+                reply = self._reply(frame, min(sent + wait_s, until))
+            except ConnectionError as error:
+                self._connect_again(error, _name(kind), until)
+                reply = None
             if reply is not None:
                 break
             if time.monotonic() >= until:
@@ -190,6 +194,18 @@ class Dut:
             unread = any(_code(frame) in (Code.BAD_FRAME, Code.OVERSIZED) for frame in frames)
             if unread or self._reader.damaged > damaged:  # perhaps the request, perhaps the reply
                 until = min(until, now + _AGAIN_S)
+
+    def _connect_again(self, cut: ConnectionError, request: str, until: float) -> None:
+        """A plug that was pulled is put in again, or a server started."""
+        self._reader = Reader()
+        while True:
+            try:
+                return self.transport.reconnect()
+            except (ToolMissing, ConnectionError, BadInput) as error:
+                if isinstance(error, BadInput) or time.monotonic() >= until:
+                    todo = "its program has ended" if isinstance(error, BadInput) else str(error).splitlines()[0]
+                    raise DeviceSilent(f"the connection is cut: {cut}{self._said()}", request, todo) from cut
+            time.sleep(_AGAIN_S)
 
     def _said(self) -> str:
         if not self.notices:

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import socket
 import subprocess
 
 import numpy as np
@@ -10,7 +11,7 @@ from linked import INPUTS, OUTPUTS, Linked, Tapped, linked, play
 
 from edgetqs import chain, reference
 from edgetqs.dut import DeviceError, DeviceRestarted, DeviceSilent, Dut
-from edgetqs.errors import BadInput
+from edgetqs.errors import BadInput, ToolMissing
 from edgetqs.faults import Faulty, Rates
 from edgetqs.protocol import Code, Fault, Frame, Kind, Reader, encode
 from edgetqs.transport import connect
@@ -53,6 +54,59 @@ def ask(dut: Dut, *frames: Frame) -> list[Frame]:
 
 def errors(frames: list[Frame]) -> list[Code]:
     return [Code(Fault.parse(frame.body).code) for frame in frames if frame.kind == Kind.ERROR]
+
+
+class Cut:
+    """A transport whose connection breaks at every so many requests, in the middle of one."""
+
+    can_power_cycle = False
+
+    def __init__(self, transport, every: int, *, mends: bool = True) -> None:
+        self.inner, self.every, self.mends = transport, every, mends
+        self.written = self.cuts = 0
+        self.open = True
+        self.close = transport.close
+
+    def write(self, data):
+        if not self.open:
+            raise BrokenPipeError("broken pipe")
+        self.written += 1
+        if self.written % self.every == 0:
+            self.open, self.cuts = False, self.cuts + 1
+            data = data[: len(data) // 2]
+        self.inner.write(data)
+
+    def read(self, timeout_s):
+        if not self.open:
+            raise ConnectionResetError("the device closed the connection")
+        return self.inner.read(timeout_s)
+
+    def reconnect(self):
+        if not self.mends:
+            raise ToolMissing("cannot connect: refused", "tcp:desk:1", "is it on?")
+        self.open = True
+
+
+def test_a_connection_that_breaks_is_made_again(built):
+    transport = Cut(connect("qemu", built.target, built.image), 7)
+    with Dut(transport) as dut:
+        assert play(dut, built, 60) == []
+        assert dut.stats().steps == 60
+    assert transport.cuts > 8
+
+
+def test_a_connection_that_stays_broken_is_told(built):
+    transport = Cut(connect("qemu", built.target, built.image), 5, mends=False)
+    with Dut(transport, patience_s=0.3) as dut, pytest.raises(DeviceSilent, match=r"is cut: .*\n.*refused"):
+        play(dut, built, 10)
+
+
+def test_a_program_that_ended_is_told(built):
+    transport = connect("qemu", built.target, built.image)
+    with Dut(transport) as dut:
+        transport._socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(DeviceSilent, match=r"STATS: the connection is cut.*\n.*its program has ended"):
+            dut.stats()
 
 
 # --- requests -------------------------------------------------------------------------
