@@ -62,9 +62,15 @@ class Operator:
     axis: int | None
     custom: str = ""  # the name of a CUSTOM operator
     table: Any = field(default=None, repr=False, compare=False)
+    found: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)  # loops ask again
 
     def option(self, kind: str, name: str) -> Any:
         """A field of the operator's options, its default where it has none."""
+        if (kind, name) not in self.found:
+            self.found[kind, name] = self._option(kind, name)
+        return self.found[kind, name]
+
+    def _option(self, kind: str, name: str) -> Any:
         stated = self.table.BuiltinOptionsType()
         if stated not in (0, getattr(schema.BuiltinOptions, kind)):
             raise ValueError(f"{self.name} with the options of another operator")

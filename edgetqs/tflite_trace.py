@@ -7,6 +7,7 @@ rounding between operators is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -109,7 +110,7 @@ class Trace:
     # --- bounds and errors -----------------------------------------------------
 
     def spend(self, shape: Sequence[int] | int) -> None:
-        self.values += int(np.prod([float(axis) for axis in np.atleast_1d(shape)]))
+        self.values += shape if isinstance(shape, int) else math.prod(int(axis) for axis in shape)
         if self.values > MOST_VALUES:
             raise BadInput("computes more numbers than a forecaster has", self.graphs.where, "check the file")
 
@@ -263,8 +264,8 @@ class Trace:
     def each(self, function: Callable[..., Vector], *arrays: Numbers) -> Numbers:
         """``function`` of every vector, or of the vectors at the same place."""
         shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        self.vectors(int(np.prod(shape)))
-        self.graphs.count(int(np.prod(shape)))
+        self.vectors(math.prod(shape))
+        self.graphs.count(math.prod(shape))
         arrays = tuple(np.broadcast_to(array, shape) for array in arrays)
         made = np.empty(shape, object)
         for place in np.ndindex(shape):
