@@ -8,6 +8,7 @@ HINTS = {
     "Conv2D": "Compute such features ahead of the model, and give it (window, features).",
     "ConvLSTM1D": "Use an LSTM on flattened samples.",
     "ConvLSTM2D": "Use an LSTM on flattened samples.",
+    "Cropping1D": "Give the model the shorter window, and remove it.",
     "CuDNNGRU": "Load the weights into a GRU(reset_after=True) and save that.",
     "CuDNNLSTM": "Load the weights into an LSTM(recurrent_activation='sigmoid') and save that.",
     "Embedding": "Embed ahead of the model and feed it numbers.",
@@ -20,5 +21,8 @@ HINTS = {
     "PReLU": _RELU,
     "Permute": "Give the model windows of (samples, features), and remove it.",
     "Sequential": "A model inside the model: add its layers to the outer one.",
+    "SeparableConv1D": "Use Conv1D.",
     "StackedRNNCells": "Use one recurrent layer a cell, with return_sequences=True on all but the last.",
+    "UpSampling1D": "Behind a last state RepeatVector repeats it; elsewhere use a Dense and a Reshape.",
+    "ZeroPadding1D": "Use padding='causal' or 'same' on the Conv1D behind it, and remove it.",
 }
