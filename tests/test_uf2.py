@@ -31,6 +31,19 @@ def test_blocks_carry_the_pieces():
     assert found[0x1000_0200] == b"\xff" * 16 + b"tail" + b"\xff" * 236
 
 
+def test_sectors_are_whole_up_to_the_last_page():
+    """The boot ROM of RP2040 takes 16 blocks for one sector, whatever their addresses are (errata RP2040-E14)."""
+    pieces = [(0x1000_0100, b"one"), (0x1000_2300, b"two"), (0x1000_5200, b"three")]
+    found = blocks(to_uf2(pieces, FAMILY))
+    for number, (address, _) in enumerate(found):
+        assert address % 4096 == number % 16 * 256
+        assert address // 4096 == found[number - number % 16][0] // 4096
+    assert {address // 4096 for address, _ in found} == {0x1_0000, 0x1_0002, 0x1_0005}
+    assert found[-1] == (0x1000_5200, b"three".ljust(256, b"\xff"))
+    written = {address for address, _ in pieces}
+    assert {payload for address, payload in found if address not in written} == {b"\xff" * 256}
+
+
 def test_pieces_that_share_a_page_share_a_block():
     found = blocks(to_uf2([(0x1000_0000, b"left"), (0x1000_0080, b"right")], FAMILY))
     assert found == [(0x1000_0000, (b"left".ljust(128, b"\xff") + b"right").ljust(256, b"\xff"))]
