@@ -68,7 +68,7 @@ int board_poll(void)
 #define CR1_RE_TE_UE ((1u << 2) | (1u << 3) | (1u << 13))
 #define DIVIDER ((EDGETQS_UART_CLOCK_HZ + BAUD / 2u) / BAUD) /* at 16 samples a bit */
 
-#else /* ST RM0432, 6.4 RCC, 5.4.2 PWR_CR2, 8.4 GPIO and 51.7 LPUART registers */
+#else /* ST RM0432: RCC, PWR, GPIO and LPUART registers; stm32l4r5xx.h: RCC_BASE, PWR_BASE, GPIOA_BASE, LPUART1_BASE */
 
 #define GPIO 0x48000000u
 #define GPIO_CLOCKS REGISTER(0x4002104Cu) /* RCC_AHB2ENR */
