@@ -21,7 +21,9 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
 ``simd``      blocks of eight rows, the last one filled up with rows of zeros; columns
               padded to 8; see runtime/edgetqs_simd.c. Matrices smaller than such a block
               are portable.
-``neon``      blocks as in simd; see runtime/edgetqs_neon.c.
+``neon``      blocks of sixteen rows, the rest in blocks of eight, the last one filled up
+              with rows of zeros; columns padded to 8; biases first; see
+              runtime/edgetqs_neon.c. Small matrices as in simd.
 ``wide``      as portable, with multiplier and shift instead of the factor: for
               rows that the others cannot compute, on every target.
 """
@@ -247,12 +249,21 @@ def _pack_simd(weights: np.ndarray, width: int) -> bytes:
 
 def _pack_neon(weights: np.ndarray, width: int) -> bytes:
     weights = _filled(weights)
-    return (weights if width == 8 else weights[:4] + 16 * weights[4:]).T.astype(np.int8).tobytes()
+    half = len(weights) // 2
+    return (weights if width == 8 else weights[:half] + 16 * weights[half:]).T.astype(np.int8).tobytes()
+
+
+def _biases_neon(bias: np.ndarray, width: int) -> np.ndarray:
+    bias = _filled(bias.astype(np.int64))
+    if width == 4:
+        half = len(bias) // 2
+        bias[:half] += 16 * bias[half:]
+    return bias & 0xFFFFFFFF
 
 
 def _filled(rows: np.ndarray) -> np.ndarray:
-    """With rows of zeros up to eight."""
-    return np.pad(rows, ((0, 8 - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+    """With rows of zeros up to a multiple of eight."""
+    return np.pad(rows, ((0, padded(len(rows)) - len(rows)), *((0, 0),) * (rows.ndim - 1)))
 
 
 def _fields(values: np.ndarray, bits: int) -> np.ndarray:
@@ -319,20 +330,16 @@ LAYOUTS = {
         least=8,
     ),
     "neon": Layout(
-        (
-            "edgetqs_neon.c",
-            "edgetqs_simd_avx2.c",
-            "edgetqs_simd.h",
-            "edgetqs_simd_cells.h",
-        ),  # AVX2: where a host checks
-        8,
+        ("edgetqs_neon.c", "edgetqs_neon_rows.S", "edgetqs_simd.h", "edgetqs_simd_cells.h"),  # for a host that is none
+        16,
         {4: 8, 8: 8},
         _pack_neon,
         ACCUMULATOR_LIMIT,
-        lambda bias, width: _filled(bias),
+        _biases_neon,
         lambda multiplier, shift: _filled(_factors(multiplier, shift)),
-        rest=None,
-        cells="edgetqs_simd_cells.c",
+        biases_first=True,
+        rest=8,
+        cells="edgetqs_neon_cells.c",
         least=8,
     ),
 }

@@ -112,9 +112,11 @@ def weight_simd(words: list[int], rows: int, columns: int, width: int, row: int,
 
 def weight_neon(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
     """Column by column; see runtime/edgetqs_neon.c."""
+    size = padded(rows)
     if width == 8:
-        return signed(field(words, 8 * column + row, 8), 8)
-    return one_of(signed(field(words, 4 * column + row % 4, 8), 8), row // 4)
+        return signed(field(words, size * column + row, 8), 8)
+    half = size // 2
+    return one_of(signed(field(words, half * column + row % half, 8), 8), row // half)
 
 
 WEIGHT = {
@@ -143,8 +145,16 @@ def bias_mve(words: list[int], width: int) -> list[int]:
     return [word if row % 2 else word - 16 * words[row + 1] for row, word in enumerate(words)]
 
 
+def bias_neon(words: list[int], width: int) -> list[int]:
+    """Of two rows half a block apart the upper one's with 16 times the other's."""
+    half = len(words) // 2
+    if width == 8:
+        return words
+    return [word - 16 * words[row + half] if row < half else word for row, word in enumerate(words)]
+
+
 FILLED = ("simd", "neon")  # up to eight rows a block
-BIAS = {"thumb1": bias_thumb1, "mve": bias_mve}
+BIAS = {"thumb1": bias_thumb1, "mve": bias_mve, "neon": bias_neon}
 
 
 def columns_stored(rows: int, columns: int, width: int, kernels: str) -> int:

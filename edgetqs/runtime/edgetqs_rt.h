@@ -10,7 +10,7 @@
  * edgetqs_thumb1.c matrix rows for Cortex-M0, with cells of their own
  * edgetqs_mve.c    matrix rows for cores with Helium (Cortex-M55 ...), with cells of their own
  * edgetqs_simd.c   matrix rows for x86-64, with cells of their own
- * edgetqs_neon.c   matrix rows for aarch64, with the same cells
+ * edgetqs_neon.c   matrix rows for aarch64, with cells of their own
  *
  * C99, freestanding: no allocation, no recursion, no standard library. Every
  * function computes the same integers as edgetqs/fixedpoint.py and

@@ -1,6 +1,6 @@
 /*
- * Vectors for edgetqs_simd* and edgetqs_neon.c: SSE2 and AVX2 of x86-64, Advanced
- * SIMD of aarch64 or, with EDGETQS_NO_SIMD and on any other core, plain C.
+ * Vectors for edgetqs_simd*: SSE2 and AVX2 of x86-64 or, with EDGETQS_NO_SIMD and
+ * on any other core, plain C.
  *
  * What every core has is written with the vector types of gcc and clang; unsigned
  * lanes, since sums may wrap on their way. AVX2 works on each half of its vectors
@@ -22,9 +22,6 @@
 #if !defined(EDGETQS_NO_AVX2)
 #define EDGETQS_AVX2 1 /* used where the processor has it */
 #endif
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#define EDGETQS_NEON 1
 #endif
 
 /* edgetqs_simd_avx2.c is to be compiled for AVX2 whatever the rest is compiled for. */
@@ -144,11 +141,7 @@ static inline ulanes32 shifted(ulanes32 v, int by)
 /* v / 2^by, ties up. */
 static inline ulanes32 rounded(ulanes32 v, int by)
 {
-#if defined(EDGETQS_NEON)
-    return (ulanes32)vrshlq_s32((int32x4_t)v, vdupq_n_s32(-by));
-#else
     return shifted(v + all32((1u << by) >> 1), by);
-#endif
 }
 
 static inline ulanes32 sign_of(ulanes32 v)
@@ -175,8 +168,6 @@ static inline lanes16 saturated_sum(lanes16 a, lanes16 b)
 {
 #if defined(EDGETQS_SSE2)
     return (lanes16)INTRINSIC(adds_epi16)((native)a, (native)b);
-#elif defined(EDGETQS_NEON)
-    return (lanes16)vqaddq_s16((int16x8_t)a, (int16x8_t)b);
 #else
     lanes16 v;
     for (unsigned k = 0; k < VALUES; ++k) {
@@ -191,9 +182,6 @@ static inline ulanes32 pair_products(lanes16 a, lanes16 b)
 {
 #if defined(EDGETQS_SSE2)
     return (ulanes32)INTRINSIC(madd_epi16)((native)a, (native)b);
-#elif defined(EDGETQS_NEON)
-    int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
-    return (ulanes32)vpaddq_s32(low, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
 #else
     ulanes32 low = shifted((ulanes32)a << 16, 16) * shifted((ulanes32)b << 16, 16);
     return low + shifted((ulanes32)a, 16) * shifted((ulanes32)b, 16);
@@ -206,8 +194,6 @@ static inline lanes16 narrowed(ulanes32 low, ulanes32 high)
 {
 #if defined(EDGETQS_SSE2)
     return (lanes16)INTRINSIC(packs_epi32)((native)low, (native)high);
-#elif defined(EDGETQS_NEON)
-    return (lanes16)vqmovn_high_s32(vqmovn_s32((int32x4_t)low), (int32x4_t)high);
 #else
     lanes16 v;
     for (unsigned k = 0; k < VALUES / 2u; ++k) {
@@ -218,20 +204,10 @@ static inline lanes16 narrowed(ulanes32 low, ulanes32 high)
 #endif
 }
 
-/* The same of values / 2^by, ties up, which fit. */
-#if defined(EDGETQS_NEON)
-#define NARROWED(low, high, by) \
-    ((lanes16)vrshrn_high_n_s32(vrshrn_n_s32((int32x4_t)(low), by), (int32x4_t)(high), by))
-#else
-#define NARROWED(low, high, by) narrowed(rounded(low, by), rounded(high, by))
-#endif
-
 static inline ulanes32 wide_low(lanes16 v)
 {
 #if defined(EDGETQS_SSE2)
     return shifted((ulanes32)INTRINSIC(unpacklo_epi16)((native)v, (native)v), 16);
-#elif defined(EDGETQS_NEON)
-    return (ulanes32)vmovl_s16(vget_low_s16((int16x8_t)v));
 #else
     return (ulanes32){(uint32_t)v[0], (uint32_t)v[1], (uint32_t)v[2], (uint32_t)v[3]};
 #endif
@@ -241,8 +217,6 @@ static inline ulanes32 wide_high(lanes16 v)
 {
 #if defined(EDGETQS_SSE2)
     return shifted((ulanes32)INTRINSIC(unpackhi_epi16)((native)v, (native)v), 16);
-#elif defined(EDGETQS_NEON)
-    return (ulanes32)vmovl_high_s16((int16x8_t)v);
 #else
     return (ulanes32){(uint32_t)v[4], (uint32_t)v[5], (uint32_t)v[6], (uint32_t)v[7]};
 #endif

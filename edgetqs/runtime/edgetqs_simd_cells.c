@@ -1,4 +1,4 @@
-/* Functions by table and cells for x86-64 and aarch64, in place of edgetqs_cells.c: see edgetqs_simd_cells.h. */
+/* Functions by table and cells for x86-64, in place of edgetqs_cells.c: see edgetqs_simd_cells.h. */
 #include "edgetqs_simd.h"
 
 /* About 65536 * sigmoid(i / 24) - 32768; the last entry stands twice. */

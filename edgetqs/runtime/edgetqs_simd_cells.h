@@ -13,18 +13,6 @@ static inline uint32_t pair_at(uint32_t index)
     return pair;
 }
 
-#if defined(EDGETQS_NEON)
-
-/* An entry's place in bytes, where a multiplication saves a shift for each lane. */
-static inline uint32_t pair_behind(uint32_t bytes)
-{
-    uint32_t pair;
-    __builtin_memcpy(&pair, (const char *)edgetqs_sigmoid_table + bytes, sizeof pair);
-    return pair;
-}
-
-#endif
-
 /* Two neighbouring entries a lane; no index is above 255. */
 static inline ulanes32 pairs_at(ulanes32 index)
 {
@@ -34,9 +22,6 @@ static inline ulanes32 pairs_at(ulanes32 index)
     __m128i i = (__m128i)index;
     return (ulanes32){pair_at((uint32_t)_mm_extract_epi16(i, 0)), pair_at((uint32_t)_mm_extract_epi16(i, 2)),
                       pair_at((uint32_t)_mm_extract_epi16(i, 4)), pair_at((uint32_t)_mm_extract_epi16(i, 6))};
-#elif defined(EDGETQS_NEON)
-    ulanes32 bytes = index << 1;
-    return (ulanes32){pair_behind(bytes[0]), pair_behind(bytes[1]), pair_behind(bytes[2]), pair_behind(bytes[3])};
 #else
     return (ulanes32){pair_at(index[0]), pair_at(index[1]), pair_at(index[2]), pair_at(index[3])};
 #endif
@@ -79,12 +64,8 @@ static inline lanes16 sigmoid_of_z(lanes16 z, int up)
 {
     ulanes32 low = sigmoid_of(wide_low(z), up);
     ulanes32 high = sigmoid_of(wide_high(z), up);
-#if defined(EDGETQS_NEON)
-    return NARROWED(low, high, 10) + all16(1 << 14);
-#else
     const ulanes32 centre = all32((1u << 24) + 512u);
     return narrowed(shifted(low + centre, 10), shifted(high + centre, 10));
-#endif
 }
 
 static inline ulanes32 tanh_of(ulanes32 position)
@@ -96,7 +77,7 @@ static inline ulanes32 tanh_of(ulanes32 position)
 
 static inline lanes16 tanh_of_z(lanes16 z, int up)
 {
-    return NARROWED(tanh_of(position_of(wide_low(z), up)), tanh_of(position_of(wide_high(z), up)), 8);
+    return narrowed(rounded(tanh_of(position_of(wide_low(z), up)), 8), rounded(tanh_of(position_of(wide_high(z), up)), 8));
 }
 
 static inline void sigmoids(int16_t *values, unsigned count, int up)
@@ -134,10 +115,6 @@ static inline ulanes32 gated_low(lanes16 gate, lanes16 value, int shift)
     lanes16 gates = (lanes16)INTRINSIC(unpacklo_epi16)((native)gate, (native)all16(2));
     lanes16 values = (lanes16)INTRINSIC(unpacklo_epi16)((native)value, (native)(value >> 15));
     return shifted(pair_products(gates, values) + half, shift + 1);
-#elif defined(EDGETQS_NEON)
-    int16x4_t v = vget_low_s16((int16x8_t)value);
-    int32x4_t product = vmull_s16(vget_low_s16((int16x8_t)gate), v);
-    return shifted((ulanes32)vaddw_s16(product, vget_low_s16((int16x8_t)(value >> 15 << 1))) + half, shift + 1);
 #else
     ulanes32 v = wide_low(value);
     return shifted(wide_low(gate) * v + half + (sign_of(v) << 1), shift + 1);
@@ -151,9 +128,6 @@ static inline ulanes32 gated_high(lanes16 gate, lanes16 value, int shift)
     lanes16 gates = (lanes16)INTRINSIC(unpackhi_epi16)((native)gate, (native)all16(2));
     lanes16 values = (lanes16)INTRINSIC(unpackhi_epi16)((native)value, (native)(value >> 15));
     return shifted(pair_products(gates, values) + half, shift + 1);
-#elif defined(EDGETQS_NEON)
-    int32x4_t product = vmull_high_s16((int16x8_t)gate, (int16x8_t)value);
-    return shifted((ulanes32)vaddw_high_s16(product, (int16x8_t)(value >> 15 << 1)) + half, shift + 1);
 #else
     ulanes32 v = wide_high(value);
     return shifted(wide_high(gate) * v + half + (sign_of(v) << 1), shift + 1);
@@ -163,15 +137,7 @@ static inline ulanes32 gated_high(lanes16 gate, lanes16 value, int shift)
 /* gate * value / 2^15, which fits. */
 static inline lanes16 gated(lanes16 gate, lanes16 value)
 {
-#if defined(EDGETQS_NEON)
-    int16x8_t v = (int16x8_t)value;
-    int16x8_t one = (int16x8_t)((value >> 15) | all16(1)); /* of the value's sign */
-    int32x4_t low = vaddw_s16(vmull_s16(vget_low_s16((int16x8_t)gate), vget_low_s16(v)), vget_low_s16(one));
-    int32x4_t high = vaddw_high_s16(vmull_high_s16((int16x8_t)gate, v), one);
-    return NARROWED(low, high, 15);
-#else
     return narrowed(gated_low(gate, value, 14), gated_high(gate, value, 14));
-#endif
 }
 
 /* The cell state as tanh reads it. */
@@ -207,7 +173,7 @@ CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsig
         store_some(c + k, cell, rest);
         low = tanh_of(position_of(scaled(wide_low(cell), cell_bits), 1));
         high = tanh_of(position_of(scaled(wide_high(cell), cell_bits), 1));
-        store_some(h + k, gated(load_some(o + k, rest), NARROWED(low, high, 8)), rest);
+        store_some(h + k, gated(load_some(o + k, rest), narrowed(rounded(low, 8), rounded(high, 8))), rest);
     }
     return any_unfit(clipped);
 }
