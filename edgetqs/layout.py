@@ -18,9 +18,9 @@ multiplier a row (32 bits; if not told otherwise the row's factor times 2^32).
               runtime/edgetqs_thumb1.c.
 ``mve``       blocks of eight rows, what is left over in one more block; biases first;
               see runtime/edgetqs_mve.c.
-``simd``      blocks of eight rows, the last one filled up with rows of zeros; columns
-              padded to 8; see runtime/edgetqs_simd.c. Matrices smaller than such a block
-              are portable.
+``simd``      blocks of sixteen rows, the rest in blocks of eight, the last one filled up
+              with rows of zeros; columns padded to 4; see runtime/edgetqs_simd_rows.h.
+              Matrices of less than eight rows and columns are portable.
 ``neon``      blocks of sixteen rows, the rest in blocks of eight, the last one filled up
               with rows of zeros; columns padded to 8; biases first; see
               runtime/edgetqs_neon.c. Small matrices as in simd.
@@ -239,12 +239,13 @@ def _biases_mve(bias: np.ndarray, width: int) -> np.ndarray:
 
 def _pack_simd(weights: np.ndarray, width: int) -> bytes:
     weights = _filled(weights)
+    size = len(weights) // 2
     if width == 8:
-        halves = weights[:4] + 128 + 256 * weights[4:]
+        halves = weights[:size] + 128 + 256 * weights[size:]
     else:
-        bytes_of_columns = (weights[:4] + 8 + 16 * (weights[4:] + 8)).reshape(4, -1, 2, 4)
-        halves = (bytes_of_columns[:, :, 0] + 256 * bytes_of_columns[:, :, 1]).reshape(4, -1)
-    return halves.reshape(4, -1, 4).transpose(1, 0, 2).astype("<i8").astype("<u2").tobytes()
+        columns = (weights[:size] + 8 + 16 * (weights[size:] + 8)).reshape(size, -1, 2, 2)
+        halves = columns[:, :, 0] + 256 * columns[:, :, 1]
+    return halves.reshape(size, -1, 2).transpose(1, 0, 2).astype("<i8").astype("<u2").tobytes()
 
 
 def _pack_neon(weights: np.ndarray, width: int) -> bytes:
@@ -318,14 +319,14 @@ LAYOUTS = {
     ),
     # Both rows' sum at int4 holds up to 16 * 7 * 32768 a column.
     "simd": Layout(
-        ("edgetqs_simd.c", "edgetqs_simd_avx2.c", "edgetqs_simd.h", "edgetqs_simd_cells.h"),
-        8,
-        {4: 8, 8: 8},
+        ("edgetqs_simd.c", "edgetqs_simd_avx2.c", "edgetqs_simd.h", "edgetqs_simd_rows.h", "edgetqs_simd_cells.h"),
+        16,
+        _FOURS,
         _pack_simd,
         584,
         lambda bias, width: _filled(bias),
         lambda multiplier, shift: _filled(_factors(multiplier, shift)),
-        rest=None,
+        rest=8,
         cells="edgetqs_simd_cells.c",
         least=8,
     ),

@@ -102,12 +102,12 @@ def weight_mve(words: list[int], rows: int, columns: int, width: int, row: int, 
 
 
 def weight_simd(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
-    """Halves hold two rows four apart, at int4 of two columns four apart; see runtime/edgetqs_simd.c."""
-    together = 32 // width  # columns of sixteen halves
-    half = signed(field(words, 16 * (column // together) + 4 * (row % 4) + column % 4, 16), 16)
+    """A word for two rows half a block apart, of two or four columns; see runtime/edgetqs_simd_rows.h."""
+    size, together = padded(rows) // 2, 16 // width  # rows and columns of a group
+    half = signed(field(words, 2 * (size * (column // together) + row % size) + column % 2, 16), 16)
     if width == 8:
-        return half >> 8 if row >= 4 else (half & 0xFF) - 128
-    return (half >> 4 * (row // 4) + 8 * (column % 8 // 4) & 15) - 8
+        return half >> 8 if row >= size else (half & 0xFF) - 128
+    return (half >> 4 * (row // size) + 8 * (column % 4 // 2) & 15) - 8
 
 
 def weight_neon(words: list[int], rows: int, columns: int, width: int, row: int, column: int) -> int:
@@ -257,7 +257,7 @@ def test_part_of_the_rows_of_weights_that_are_not_contiguous(kernels):
         ((3, 9), 8, "mve", 3 * 16),
         ((3, 9), 4, "mve", 2 * 16),  # an odd row takes a byte for a column
         ((128, 32), 4, "mve", 2048),
-        ((5, 9), 8, "simd", 8 * 16 + 3 * 8),  # to 8 rows and 16 columns; multipliers and biases of 3 rows
+        ((5, 9), 8, "simd", 8 * 12 + 3 * 8),  # to 8 rows and 12 columns; multipliers and biases of 3 rows
         ((16, 8), 4, "simd", 64),
         ((7, 7), 8, "simd", 52),  # as portable
         ((5, 9), 4, "neon", 4 * 16 + 3 * 8),

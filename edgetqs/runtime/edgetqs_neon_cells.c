@@ -1,14 +1,7 @@
 /*
  * Functions by table and cells for aarch64, eight values at a time: the same
  * integers as edgetqs_cells.c. A host that is none runs edgetqs_simd_cells.h.
- *
- * Table: with u = |z|, 15 u / 2^k (k = table_shift - 11) is an entry e and, below
- * it, a fraction of 8 bits (tanh) or 9 (sigmoid), to which up to 2 / 2^k are added
- * for rounding: plus or minus, as z is signed. 15 u 2^(bits - k) has e in its upper
- * half and the fraction in the lower one, which is halved as that is added, so that
- * a carry is not lost: it makes a fraction of 1, where the line to the next entry
- * ends. Where the functions are flat they keep the value that they have at a u
- * that is still within the table.
+ * The table is read as edgetqs_simd_cells.h tells; here a fraction stands at 2^-15.
  */
 #include "edgetqs_simd.h"
 

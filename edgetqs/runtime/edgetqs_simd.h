@@ -4,7 +4,7 @@
  *
  * What every core has is written with the vector types of gcc and clang; unsigned
  * lanes, since sums may wrap on their way. AVX2 works on each half of its vectors
- * as SSE2 on a whole one: wide_low and wide_high take the values as narrowed puts
+ * as SSE2 on a whole one: pairs_low and pairs_high take the values as narrowed puts
  * them back.
  *
  *   EDGETQS_NO_SIMD  plain C even where there are vectors
@@ -43,6 +43,7 @@ typedef uint16_t ulanes16 __attribute__((vector_size(VECTOR)));
 typedef int32_t lanes32 __attribute__((vector_size(VECTOR)));
 typedef uint32_t ulanes32 __attribute__((vector_size(VECTOR)));
 typedef uint64_t ulanes64 __attribute__((vector_size(VECTOR)));
+typedef uint32_t fours32 __attribute__((vector_size(16)));
 #if VECTOR == 32
 typedef __m256i native;
 #define INTRINSIC(name) _mm256_##name
@@ -59,8 +60,8 @@ static inline bool has_avx2(void)
     return __builtin_cpu_supports("avx2") != 0;
 }
 
-uint32_t edgetqs_avx2_rows8(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
-uint32_t edgetqs_avx2_rows4(const edgetqs_rows *m, const int16_t *x, int16_t *y, bool add);
+uint32_t edgetqs_avx2_rows8(const edgetqs_rows *m, const int16_t *x, uint32_t sum_of_x, int16_t *y, bool add);
+uint32_t edgetqs_avx2_rows4(const edgetqs_rows *m, const int16_t *x, uint32_t sum_of_x, int16_t *y, bool add);
 void edgetqs_avx2_sigmoid(int16_t *values, unsigned count);
 void edgetqs_avx2_sigmoid_wide(int16_t *values, unsigned count, unsigned table_shift);
 void edgetqs_avx2_tanh(int16_t *values, unsigned count, unsigned table_shift);
@@ -86,6 +87,9 @@ static inline ulanes32 load32(const void *from)
     return v;
 }
 
+/* Keeps gcc from calling memcpy for a few values. */
+#define ONE_BY_ONE(k) __asm__("" : "+r"(k))
+
 /* The first values of a vector: all if there are so many. */
 static inline lanes16 load_some(const int16_t *from, unsigned count)
 {
@@ -94,6 +98,7 @@ static inline lanes16 load_some(const int16_t *from, unsigned count)
     }
     int16_t some[VALUES] = {0};
     for (unsigned k = 0; k < count; ++k) {
+        ONE_BY_ONE(k);
         some[k] = from[k];
     }
     return (lanes16)load16(some);
@@ -108,6 +113,7 @@ static inline void store_some(int16_t *to, lanes16 values, unsigned count)
     int16_t some[VALUES];
     __builtin_memcpy(some, &values, sizeof values);
     for (unsigned k = 0; k < count; ++k) {
+        ONE_BY_ONE(k);
         to[k] = some[k];
     }
 }
@@ -122,12 +128,12 @@ static inline ulanes32 all32(uint32_t value)
     return (ulanes32){0} + value;
 }
 
-/* Four values of 16 bits in every 64. */
-static inline lanes16 fours(const int16_t *from)
+/* Two values in every 32 bits. */
+static inline lanes16 pair_of(const int16_t *from)
 {
-    uint64_t four;
-    __builtin_memcpy(&four, from, sizeof four);
-    return (lanes16)((ulanes64){0} + four);
+    uint32_t pair;
+    __builtin_memcpy(&pair, from, sizeof pair);
+    return (lanes16)all32(pair);
 }
 
 /* ---- Arithmetic ---- */
@@ -177,6 +183,40 @@ static inline lanes16 saturated_sum(lanes16 a, lanes16 b)
 #endif
 }
 
+/* (a + b + 1) / 2 */
+static inline ulanes16 averaged(ulanes16 a, ulanes16 b)
+{
+#if defined(EDGETQS_SSE2)
+    return (ulanes16)INTRINSIC(avg_epu16)((native)a, (native)b);
+#else
+    return (a >> 1) + (b >> 1) + ((a | b) & 1);
+#endif
+}
+
+static inline ulanes16 smaller(ulanes16 a, ulanes16 b)
+{
+#if defined(EDGETQS_SSE2)
+    return a - (ulanes16)INTRINSIC(subs_epu16)((native)a, (native)b);
+#else
+    ulanes16 above = (ulanes16)(a > b);
+    return (a & ~above) | (b & above);
+#endif
+}
+
+/* The upper half of each product. */
+static inline ulanes16 upper_products(ulanes16 a, ulanes16 b)
+{
+#if defined(EDGETQS_SSE2)
+    return (ulanes16)INTRINSIC(mulhi_epu16)((native)a, (native)b);
+#else
+    ulanes16 v;
+    for (unsigned k = 0; k < VALUES; ++k) {
+        v[k] = (uint16_t)((uint32_t)a[k] * b[k] >> 16);
+    }
+    return v;
+#endif
+}
+
 /* Sums of products of neighbouring int16. */
 static inline ulanes32 pair_products(lanes16 a, lanes16 b)
 {
@@ -204,21 +244,22 @@ static inline lanes16 narrowed(ulanes32 low, ulanes32 high)
 #endif
 }
 
-static inline ulanes32 wide_low(lanes16 v)
+/* Lanes of a below lanes of b. */
+static inline lanes16 pairs_low(lanes16 a, lanes16 b)
 {
 #if defined(EDGETQS_SSE2)
-    return shifted((ulanes32)INTRINSIC(unpacklo_epi16)((native)v, (native)v), 16);
+    return (lanes16)INTRINSIC(unpacklo_epi16)((native)a, (native)b);
 #else
-    return (ulanes32){(uint32_t)v[0], (uint32_t)v[1], (uint32_t)v[2], (uint32_t)v[3]};
+    return (lanes16){a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]};
 #endif
 }
 
-static inline ulanes32 wide_high(lanes16 v)
+static inline lanes16 pairs_high(lanes16 a, lanes16 b)
 {
 #if defined(EDGETQS_SSE2)
-    return shifted((ulanes32)INTRINSIC(unpackhi_epi16)((native)v, (native)v), 16);
+    return (lanes16)INTRINSIC(unpackhi_epi16)((native)a, (native)b);
 #else
-    return (ulanes32){(uint32_t)v[4], (uint32_t)v[5], (uint32_t)v[6], (uint32_t)v[7]};
+    return (lanes16){a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]};
 #endif
 }
 

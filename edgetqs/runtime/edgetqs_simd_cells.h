@@ -1,107 +1,142 @@
 /*
- * Functions by table and cells on vectors of any width; the arithmetic is explained
- * in edgetqs_cells.c. CELLS(type, name) begins a function here; VALUES are computed at
+ * Functions by table and cells on vectors of any width; cells are explained in
+ * edgetqs_cells.c. CELLS(type, name) begins a function here; VALUES are computed at
  * a time.
+ *
+ * Table: with u = |z|, 15 u / 2^k (k = table_shift - 11) is an entry e and, below
+ * it, a fraction of 8 bits (tanh) or 9 (sigmoid), to which up to 2 / 2^k are added
+ * for rounding: plus or minus, as z is signed. 15 u 2^(bits - k) has e in its upper
+ * half and the fraction in the lower one, which is halved as that is added, so that
+ * a carry is not lost: it makes a fraction of 1, where the line to the next entry
+ * ends. Where the functions are flat they keep the value that they have at a u
+ * that is still within the table.
  */
 
 /* ---- Functions by table ---- */
 
-static inline uint32_t pair_at(uint32_t index)
+typedef struct {
+    int bits;
+    ulanes16 factor;
+    ulanes16 most; /* that u counts */
+    ulanes16 plus;
+    ulanes16 minus;
+} parameters;
+
+#define TANH_BITS 8
+#define SIGMOID_BITS 7
+
+static inline ulanes16 same16(unsigned value)
+{
+    return (ulanes16)all32(value << 16 | value);
+}
+
+static inline parameters parameters_of(unsigned bits, unsigned k)
+{
+    return (parameters){
+        (int)bits,
+        same16((15u << bits) >> k),
+        same16((((255u << (16u - bits)) / 15u) << k) - 1u),
+        same16(((k + 1u) >> 1) << (bits - 1u)),
+        same16((k >> 1) << (bits - 2u)),
+    };
+}
+
+static inline ulanes16 sign_of_each(lanes16 v)
+{
+    return (ulanes16)(v >> 15);
+}
+
+static inline ulanes16 with_sign(ulanes16 v, ulanes16 sign)
+{
+    return (v ^ sign) - sign;
+}
+
+static inline uint32_t pair_at(uint64_t index)
 {
     uint32_t pair;
     __builtin_memcpy(&pair, &edgetqs_sigmoid_table[index], sizeof pair);
     return pair;
 }
 
-/* Two neighbouring entries a lane; no index is above 255. */
-static inline ulanes32 pairs_at(ulanes32 index)
+/* Two neighbouring entries in each of four lanes. Gathers are slower than this, with some microcode by far. */
+static inline fours32 four_pairs(uint64_t indices)
+{
+    return (fours32){pair_at(indices & 0xFFFF), pair_at(indices >> 16 & 0xFFFF), pair_at(indices >> 32 & 0xFFFF),
+                     pair_at(indices >> 48)};
+}
+
+static inline lanes16 entries_low(ulanes64 indices)
 {
 #if VECTOR == 32
-    return (ulanes32)_mm256_i32gather_epi32((const int *)(const void *)edgetqs_sigmoid_table, (__m256i)index, 2);
-#elif defined(EDGETQS_SSE2)
-    __m128i i = (__m128i)index;
-    return (ulanes32){pair_at((uint32_t)_mm_extract_epi16(i, 0)), pair_at((uint32_t)_mm_extract_epi16(i, 2)),
-                      pair_at((uint32_t)_mm_extract_epi16(i, 4)), pair_at((uint32_t)_mm_extract_epi16(i, 6))};
+    return (lanes16)_mm256_set_m128i((__m128i)four_pairs(indices[2]), (__m128i)four_pairs(indices[0]));
 #else
-    return (ulanes32){pair_at(index[0]), pair_at(index[1]), pair_at(index[2]), pair_at(index[3])};
+    return (lanes16)four_pairs(indices[0]);
 #endif
 }
 
-static inline ulanes32 interpolated(ulanes32 magnitude, int fraction)
+static inline lanes16 entries_high(ulanes64 indices)
 {
-    ulanes32 between = magnitude & all32((1u << fraction) - 1u);
-    ulanes32 weights = (between << 16) + (all32(1u << fraction) - between);
-    return pair_products((lanes16)pairs_at(magnitude >> fraction), (lanes16)weights);
+#if VECTOR == 32
+    return (lanes16)_mm256_set_m128i((__m128i)four_pairs(indices[3]), (__m128i)four_pairs(indices[1]));
+#else
+    return (lanes16)four_pairs(indices[1]);
+#endif
 }
 
-static inline ulanes32 position_of(ulanes32 z, int up)
+/* Of a z with that magnitude and sign, without the sign: an entry times 2^(16 - bits), on the way to the next. */
+static inline ulanes16 interpolated(ulanes16 u, ulanes16 sign, parameters p)
 {
-    return rounded((z << 4) - z, up);
+    ulanes16 rounding = (sign & p.minus) | (~sign & p.plus);
+    ulanes16 fraction = averaged(u * p.factor, rounding) >> (p.bits - 1);
+    ulanes16 rest = same16(1u << (16 - p.bits)) - fraction;
+    ulanes64 e = (ulanes64)upper_products(u, p.factor);
+    ulanes32 low = pair_products(entries_low(e), pairs_low((lanes16)rest, (lanes16)fraction));
+    ulanes32 high = pair_products(entries_high(e), pairs_high((lanes16)rest, (lanes16)fraction));
+    const int by = p.bits == TANH_BITS ? 8 : 10;
+    return (ulanes16)narrowed(rounded(low, by), rounded(high, by));
 }
 
-static inline ulanes32 at_most(ulanes32 v, uint32_t most)
+static inline lanes16 tanh_of(ulanes16 u, ulanes16 sign, parameters p)
 {
-    ulanes32 above = (ulanes32)((lanes32)v > (lanes32)all32(most));
-    return (v & ~above) | (all32(most) & above);
+    return (lanes16)with_sign(interpolated(smaller(u, p.most), sign, p), sign);
 }
 
-/* The function is flat from entry 255 on, and has that same value, rounded, at the position before. */
-#define SIGMOID_LAST (255u * 512u - 1u)
-
-/* What is interpolated, with the position's sign. */
-static inline ulanes32 sigmoid_of(ulanes32 z, int up)
+static inline lanes16 sigmoid_of(ulanes16 u, ulanes16 sign, parameters p)
 {
-    ulanes32 position = position_of(z, up);
-    ulanes32 sign = sign_of(position);
-    ulanes32 magnitude = (position ^ sign) - sign;
-    if (up < 2) {
-        magnitude = at_most(magnitude, SIGMOID_LAST);
-    }
-    return interpolated(magnitude, 9) ^ sign;
-}
-
-static inline lanes16 sigmoid_of_z(lanes16 z, int up)
-{
-    ulanes32 low = sigmoid_of(wide_low(z), up);
-    ulanes32 high = sigmoid_of(wide_high(z), up);
-    const ulanes32 centre = all32((1u << 24) + 512u);
-    return narrowed(shifted(low + centre, 10), shifted(high + centre, 10));
-}
-
-static inline ulanes32 tanh_of(ulanes32 position)
-{
-    ulanes32 sign = sign_of(position);
-    ulanes32 magnitude = at_most((position ^ sign) - sign, 0xFFFF);
-    return interpolated(magnitude, 8) ^ sign;
-}
-
-static inline lanes16 tanh_of_z(lanes16 z, int up)
-{
-    return narrowed(rounded(tanh_of(position_of(wide_low(z), up)), 8), rounded(tanh_of(position_of(wide_high(z), up)), 8));
-}
-
-static inline void sigmoids(int16_t *values, unsigned count, int up)
-{
-    for (unsigned k = 0; k < count; k += VALUES) {
-        lanes16 z = load_some(values + k, count - k);
-        store_some(values + k, sigmoid_of_z(z, up), count - k);
-    }
+    return (lanes16)(with_sign(interpolated(u, sign, p), sign) + same16(1u << 14));
 }
 
 CELLS(void, sigmoid)(int16_t *values, unsigned count)
 {
-    sigmoids(values, count, 2);
+    const parameters p = parameters_of(SIGMOID_BITS, 2);
+    for (unsigned k = 0; k < count; k += VALUES) {
+        lanes16 z = load_some(values + k, count - k);
+        ulanes16 sign = sign_of_each(z);
+        store_some(values + k, sigmoid_of(with_sign((ulanes16)z, sign), sign, p), count - k);
+    }
 }
 
 CELLS(void, sigmoid_wide)(int16_t *values, unsigned count, unsigned table_shift)
 {
-    sigmoids(values, count, (int)table_shift - 11);
+    const parameters p = parameters_of(SIGMOID_BITS, table_shift - 11u);
+    for (unsigned k = 0; k < count; k += VALUES) {
+        lanes16 z = load_some(values + k, count - k);
+        ulanes16 sign = sign_of_each(z);
+        store_some(values + k, sigmoid_of(smaller(with_sign((ulanes16)z, sign), p.most), sign, p), count - k);
+    }
+}
+
+static inline lanes16 tanh_of_z(lanes16 z, parameters p)
+{
+    ulanes16 sign = sign_of_each(z);
+    return tanh_of(with_sign((ulanes16)z, sign), sign, p);
 }
 
 CELLS(void, tanh)(int16_t *values, unsigned count, unsigned table_shift)
 {
+    const parameters p = parameters_of(TANH_BITS, table_shift - 11u);
     for (unsigned k = 0; k < count; k += VALUES) {
-        store_some(values + k, tanh_of_z(load_some(values + k, count - k), (int)table_shift - 11), count - k);
+        store_some(values + k, tanh_of_z(load_some(values + k, count - k), p), count - k);
     }
 }
 
@@ -110,28 +145,14 @@ CELLS(void, tanh)(int16_t *values, unsigned count, unsigned table_shift)
 /* gate * value / 2^(shift + 1), see edgetqs_cells.c; of the lower and of the upper lanes. */
 static inline ulanes32 gated_low(lanes16 gate, lanes16 value, int shift)
 {
-    ulanes32 half = all32((1u << shift) + 1u);
-#if defined(EDGETQS_SSE2)
-    lanes16 gates = (lanes16)INTRINSIC(unpacklo_epi16)((native)gate, (native)all16(2));
-    lanes16 values = (lanes16)INTRINSIC(unpacklo_epi16)((native)value, (native)(value >> 15));
-    return shifted(pair_products(gates, values) + half, shift + 1);
-#else
-    ulanes32 v = wide_low(value);
-    return shifted(wide_low(gate) * v + half + (sign_of(v) << 1), shift + 1);
-#endif
+    ulanes32 product = pair_products(pairs_low(gate, all16(2)), pairs_low(value, value >> 15));
+    return shifted(product + all32((1u << shift) + 1u), shift + 1);
 }
 
 static inline ulanes32 gated_high(lanes16 gate, lanes16 value, int shift)
 {
-    ulanes32 half = all32((1u << shift) + 1u);
-#if defined(EDGETQS_SSE2)
-    lanes16 gates = (lanes16)INTRINSIC(unpackhi_epi16)((native)gate, (native)all16(2));
-    lanes16 values = (lanes16)INTRINSIC(unpackhi_epi16)((native)value, (native)(value >> 15));
-    return shifted(pair_products(gates, values) + half, shift + 1);
-#else
-    ulanes32 v = wide_high(value);
-    return shifted(wide_high(gate) * v + half + (sign_of(v) << 1), shift + 1);
-#endif
+    ulanes32 product = pair_products(pairs_high(gate, all16(2)), pairs_high(value, value >> 15));
+    return shifted(product + all32((1u << shift) + 1u), shift + 1);
 }
 
 /* gate * value / 2^15, which fits. */
@@ -140,16 +161,15 @@ static inline lanes16 gated(lanes16 gate, lanes16 value)
     return narrowed(gated_low(gate, value, 14), gated_high(gate, value, 14));
 }
 
-/* The cell state as tanh reads it. */
-static inline ulanes32 scaled(ulanes32 cell, unsigned cell_bits)
+/* A cell state's magnitude as tanh reads it, at 5*2^-13: times 52429 / 2^(cell_bits + 5), or more than tanh counts. */
+static inline ulanes16 scaled(ulanes16 magnitude, unsigned cell_bits)
 {
-#if defined(EDGETQS_SSE2)
-    const lanes16 factor = (lanes16)all32(26215u << 16 | 26214u);
-    ulanes32 product = pair_products((lanes16)((cell << 16) | (cell & all32(0xFFFF))), factor);
-#else
-    ulanes32 product = cell * all32(52429);
-#endif
-    return rounded(product, (int)cell_bits + 5);
+    const ulanes16 factor = same16(52429);
+    lanes16 lower = (lanes16)(magnitude * factor);
+    lanes16 upper = (lanes16)upper_products(magnitude, factor);
+    ulanes32 low = rounded((ulanes32)pairs_low(lower, upper), (int)cell_bits + 5);
+    ulanes32 high = rounded((ulanes32)pairs_high(lower, upper), (int)cell_bits + 5);
+    return (ulanes16)narrowed(low, high);
 }
 
 CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsigned units, unsigned cell_bits)
@@ -159,6 +179,7 @@ CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsig
     const int16_t *fresh = gates + 2u * units;
     const int16_t *o = gates + 3u * units;
     const int shift = 29 - (int)cell_bits;
+    const parameters p = parameters_of(TANH_BITS, 1);
     ulanes32 clipped = all32(0);
     for (unsigned k = 0; k < units; k += VALUES) {
         const unsigned rest = units - k;
@@ -171,9 +192,9 @@ CELLS(uint32_t, lstm_update)(const int16_t *gates, int16_t *h, int16_t *c, unsig
         clipped |= unfit(low) | unfit(high);
         cell = narrowed(low, high);
         store_some(c + k, cell, rest);
-        low = tanh_of(position_of(scaled(wide_low(cell), cell_bits), 1));
-        high = tanh_of(position_of(scaled(wide_high(cell), cell_bits), 1));
-        store_some(h + k, gated(load_some(o + k, rest), narrowed(rounded(low, 8), rounded(high, 8))), rest);
+        ulanes16 sign = sign_of_each(cell);
+        lanes16 out = tanh_of(scaled(with_sign((ulanes16)cell, sign), cell_bits), sign, p);
+        store_some(h + k, gated(load_some(o + k, rest), out), rest);
     }
     return any_unfit(clipped);
 }
@@ -195,10 +216,11 @@ CELLS(void, gru_reset)(int16_t *a, const int16_t *r, const int16_t *b, unsigned 
 
 CELLS(void, gru_update)(const int16_t *z, int16_t *fresh, int16_t *h, unsigned units, unsigned table_shift)
 {
+    const parameters p = parameters_of(TANH_BITS, table_shift - 11u);
     for (unsigned k = 0; k < units; k += VALUES) {
         const unsigned rest = units - k;
         lanes16 gate = load_some(z + k, rest);
-        lanes16 candidate = tanh_of_z(load_some(fresh + k, rest), (int)table_shift - 11);
+        lanes16 candidate = tanh_of_z(load_some(fresh + k, rest), p);
         lanes16 moved = (lanes16)((ulanes16)candidate - (ulanes16)gated(gate, candidate)); /* towards 0 */
         store_some(h + k, saturated_sum(moved, gated(gate, load_some(h + k, rest))), rest);
     }

@@ -65,7 +65,7 @@ class Case:
 CASES = [Case(*one) for one in product(ROWS, COLUMNS, (False, True), (False, True), (8, 4))]
 
 
-def linked(target: Target, folder: Path) -> Path:
+def linked(target: Target, folder: Path, without: str = "") -> Path:
     kernels, runtime = target.cpu.kernels, data_dir("runtime")
     layout = layout_of(kernels)
     own = [runtime / name for name in ("edgetqs_rt.c", layout.cells, *layout.sources) if not name.endswith(".h")]
@@ -77,10 +77,25 @@ def linked(target: Target, folder: Path) -> Path:
     ]
     behind = "" if kernels == "portable" else f"_{kernels}"
     names = {f"ROWS{width}": f"edgetqs_rows{width}{behind}" for width in (4, 8)}
-    defines = firmware.board_defines(target, emulated=True) | names
+    defines = firmware.board_defines(target, emulated=True) | names | ({without: "1"} if without else {})
     objects = firmware.compile_sources(target, sources, folder / "obj", [runtime], defines)
     script = firmware.write_linker_script(target, folder / "link.ld") if target.kind == "bare" else None
     return firmware.link(target, objects, folder / "rows.elf", script)
+
+
+def exact(target: Target, folder: Path, without: str = "") -> emulate.Run:
+    """A run of all cases whose values are the reference's."""
+    fed, due = zip(*(case.fed_and_due(target.cpu.kernels) for case in CASES), strict=True)
+    (folder / "harness.in").write_bytes(b"".join(fed))
+    run = emulate.run(target, linked(target, folder, without), folder, timeout_s=300, count=True)
+    assert run.exit_code == 0, run.log
+    assert np.fromfile(folder / "harness.out", "<i2").tolist() == [int(value) for values in due for value in values]
+    return run
+
+
+@pytest.mark.parametrize("without", ["EDGETQS_NO_AVX2", "EDGETQS_NO_SIMD"])
+def test_rows_of_every_small_shape_with_fewer_vectors(tmp_path, without):
+    exact(ready("x86"), tmp_path, without)
 
 
 @pytest.mark.parametrize("name", CORES)
@@ -88,11 +103,7 @@ def test_rows_of_every_small_shape(tmp_path, name):
     """The values are the reference's; int4 takes no more instructions than int8 less what the layout promises."""
     target = ready(name)
     kernels = target.cpu.kernels
-    fed, due = zip(*(case.fed_and_due(kernels) for case in CASES), strict=True)
-    (tmp_path / "harness.in").write_bytes(b"".join(fed))
-    run = emulate.run(target, linked(target, tmp_path), tmp_path, timeout_s=300, count=True)
-    assert run.exit_code == 0, run.log
-    assert np.fromfile(tmp_path / "harness.out", "<i2").tolist() == [int(value) for values in due for value in values]
+    run = exact(target, tmp_path)
     if target.kind == "host":
         return  # its time is not in its instructions; bench/host.py measures it
     own = [layout_name(case.matrix(), kernels) == kernels for case in CASES]
