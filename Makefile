@@ -3,7 +3,7 @@
 # make lint    format, lint and types
 # make bench-plan   does the score predict, are the plans good, what does rounding buy: fifty minutes of CPU time
 # make fuzz   every reader under a coverage-guided fuzzer, FUZZ_SECONDS=600 each
-# make bench-kernels   instructions, flash, RAM and stack of one inference on every core: half a minute
+# make bench-kernels   instructions, flash, RAM and stack of one inference on every core: a minute
 # make bench-cycles    where the instructions go, by kind and function, and an estimate of cycles
 # make bench-host   time of an LSTM step on this computer, the C against LiteRT: half a minute
 

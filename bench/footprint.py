@@ -69,6 +69,16 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """One model on a computer with Linux, where bytes are no matter."""
+
+    core: str
+    model: str
+    optimise: str
+    instructions: int  # STEPS steps, summed
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One input section that was linked."""
 
@@ -81,6 +91,15 @@ def measure(target: Target, subject: Subject, optimise: str) -> Figures:
     """Build, compare with the reference, count. Raises CheckFailed where any bit differs."""
     with tempfile.TemporaryDirectory() as scratch:
         return _measure(target, subject, optimise, Path(scratch))
+
+
+def count_instructions(target: Target, subject: Subject, optimise: str) -> Count:
+    """As measure, of instructions alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        harness, _ = build_harness(target, subject, optimise, folder)
+        _check_bits(target, subject, harness, folder)
+        return Count(target.name, subject.name, optimise, counted(target, subject, harness, folder)[0])
 
 
 def build_harness(target: Target, subject: Subject, optimise: str, folder: Path) -> tuple[Path, images.Sources]:

@@ -1,4 +1,4 @@
-"""make bench-kernels: instructions, flash, RAM and stack of one inference on every bare core.
+"""make bench-kernels: instructions, flash, RAM and stack of one inference on every bare core; instructions on Linux.
 
 An inference is 48 steps of LSTM(32) or GRU(32) on 8 features and Dense(1),
 which runs with every step; each step's 48th part is the same work. No figure
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import kernel_models
-from footprint import Figures, measure
+from footprint import Count, Figures, count_instructions, measure
 from rich.console import Console
 
 from edgetqs.errors import EdgeTqsError
@@ -38,6 +38,8 @@ BASELINE = Path(__file__).resolve().parent / "kernels.json"
 OPTIMISE = ("-O2", "-Os")
 #: Cores, not devices: the STM32F405 is a Cortex-M4.
 CORES = tuple(target.name for target in list_targets() if target.name.startswith("cortex-"))
+#: Computers with Linux, of which instructions alone are counted, under an emulator.
+LINUX = tuple(target.name for target in list_targets() if target.kind == "linux")
 #: What a change may not make larger, and by how much.
 GUARDED = ("instructions", "flash_bytes", "api_flash_bytes", "ram_bytes", "forecast_ram_bytes", "stack_bytes")
 ALLOWED_GROWTH = 0.02
@@ -73,12 +75,18 @@ def measured(job: tuple[str, str, str]) -> Figures:
     return measure(load_target(core), kernel_models.by_name(model), optimise)
 
 
+def counted(job: tuple[str, str, str]) -> Count:
+    """Instructions of (computer, model, optimisation level)."""
+    core, model, optimise = job
+    return count_instructions(load_target(core), kernel_models.by_name(model), optimise)
+
+
 def jobs(cores: Sequence[str], models: Sequence[str], optimise: Sequence[str]) -> list[tuple[str, str, str]]:
     """What is measured, in the order of the figures."""
     return [(core, model, level) for model in models for level in optimise for core in cores]
 
 
-def document(figures: Iterable[Figures]) -> dict[str, Any]:
+def document(figures: Iterable[Figures], counts: Iterable[Count]) -> dict[str, Any]:
     """The whole of kernels.json."""
     macs = {name: kernel_models.by_name(name).macs for name in kernel_models.names()}
     return {
@@ -89,6 +97,7 @@ def document(figures: Iterable[Figures]) -> dict[str, Any]:
         "steps": kernel_models.STEPS,
         "macs": macs,
         "figures": [asdict(one) for one in figures],
+        "linux": [asdict(one) for one in counts],
     }
 
 
@@ -107,9 +116,9 @@ def key(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     return figures["core"], figures["model"], figures["optimise"]
 
 
-def growth(baseline: Mapping[str, Any], found: Iterable[Figures], gcc: str) -> list[str]:
+def growth(baseline: Mapping[str, Any], found: Iterable[Figures | Count], gcc: str) -> list[str]:
     """One line for each figure that grew more than ALLOWED_GROWTH over the baseline's, or is new to it."""
-    known = {key(old): old for old in baseline["figures"]}
+    known = {key(old): old for old in (*baseline["figures"], *baseline["linux"])}
     lines = []
     for new in map(asdict, found):
         core, model, optimise = key(new)
@@ -118,7 +127,7 @@ def growth(baseline: Mapping[str, Any], found: Iterable[Figures], gcc: str) -> l
         if old is None:
             lines.append(f"{where}: not in the baseline; run make bench-kernels")
             continue
-        for name in GUARDED:
+        for name in (name for name in GUARDED if name in new):
             if new[name] > old[name] * (1 + ALLOWED_GROWTH):
                 foreign = name in COMPILED and gcc != baseline["gcc"]
                 why = f" (by gcc {gcc}, the baseline by gcc {baseline['gcc']})" if foreign else ""
@@ -180,27 +189,45 @@ def show(console: Console, figures: Sequence[Mapping[str, Any]], macs: Mapping[s
         table(console, title, columns, rows, note)
 
 
+def show_linux(console: Console, counts: Sequence[Mapping[str, Any]]) -> None:
+    """One table: a row a model, a column a computer."""
+    cores = list(dict.fromkeys(one["core"] for one in counts))
+    found = {key(one): one["instructions"] for one in counts}
+    rows = [
+        [model, *(found[core, model, "-O2"] for core in cores)]
+        for model in dict.fromkeys(one["model"] for one in counts)
+    ]
+    title = f"Linux: instructions of {kernel_models.STEPS} steps at -O2, under an emulator"
+    table(console, title, ["model", *(f">{core}" for core in cores)], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help=f"of {', '.join(kernel_models.names())}; all without")
-    parser.add_argument("--cores", nargs="+", default=CORES, choices=CORES)
+    parser.add_argument("--cores", nargs="+", default=(*CORES, *LINUX), choices=(*CORES, *LINUX))
     parser.add_argument("--optimise", nargs="+", default=("O2", "Os"), choices=("O1", "O2", "O3", "Os"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=None, help="the JSON file; bench/kernels.json for a whole run")
     options = parser.parse_args()
     levels = [f"-{level}" for level in options.optimise]
-    work = jobs(options.cores, options.models or kernel_models.names(), levels)
+    models = options.models or kernel_models.names()
+    work = jobs([name for name in CORES if name in options.cores], models, levels)
+    computers = jobs([name for name in LINUX if name in options.cores], models, ["-O2"])
     try:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            made = document(pool.map(measured, work))
+            made = document(pool.map(measured, work), pool.map(counted, computers))
     except EdgeTqsError as error:
         sys.exit(f"bench-kernels: {error}")
     console = Console()
     show(console, made["figures"], made["macs"])
-    whole = set(work) >= set(jobs(CORES, kernel_models.names(), OPTIMISE))
+    if computers:
+        show_linux(console, made["linux"])
+    every = {*jobs(CORES, kernel_models.names(), OPTIMISE), *jobs(LINUX, kernel_models.names(), ["-O2"])}
+    whole = {*work, *computers} >= every
     if BASELINE.exists():
         old = json.loads(BASELINE.read_text(encoding="utf-8"))
-        for line in growth(old, (Figures(**one) for one in made["figures"]), made["gcc"]):
+        found = [Figures(**one) for one in made["figures"]] + [Count(**one) for one in made["linux"]]
+        for line in growth(old, found, made["gcc"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     out = options.out or (BASELINE if whole else None)
     if out is not None:

@@ -8,14 +8,14 @@ import footprint
 import kernel_models
 import kernels
 import pytest
-from footprint import Figures, Piece
+from footprint import Count, Figures, Piece
 
 ONE = Figures("cortex-m4", "lstm32-int8", "-O2", 1_000_000, 2_000, 3_000, 400, 150, 200, 190)
 BASELINE = json.loads(kernels.BASELINE.read_text(encoding="utf-8"))
 
 
-def baseline(*figures: Figures) -> dict:
-    return json.loads(json.dumps(kernels.document(figures) | {"gcc": "12.2.1"}))
+def baseline(*figures: Figures, linux: tuple[Count, ...] = ()) -> dict:
+    return json.loads(json.dumps(kernels.document(figures, linux) | {"gcc": "12.2.1"}))
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,13 @@ def test_what_the_baseline_lacks_is_told():
     assert "lstm32-int8 on cortex-m3 at -O2: not in the baseline" in line
 
 
+def test_instructions_on_linux_are_compared_too():
+    old = Count("raspberry-pi-4", "lstm32-int8", "-O2", 200_000)
+    assert kernels.growth(baseline(ONE, linux=(old,)), [replace(old, instructions=204_000)], "12.2.1") == []
+    (line,) = kernels.growth(baseline(ONE, linux=(old,)), [replace(old, instructions=204_001)], "12.2.1")
+    assert line == "lstm32-int8 on raspberry-pi-4 at -O2: instructions 200000 -> 204001"
+
+
 def test_int4_is_compared_with_its_twin_on_the_same_core_and_level():
     slow = {"core": "cortex-m4", "model": "lstm32-int4", "optimise": "-O2", "instructions": 1_000_001}
     twin = {"core": "cortex-m4", "model": "lstm32-int8", "optimise": "-O2", "instructions": 1_000_000}
@@ -61,6 +68,8 @@ def test_int4_is_compared_with_its_twin_on_the_same_core_and_level():
 def test_the_baseline_holds_every_model_core_and_level():
     wanted = kernels.jobs(kernels.CORES, kernel_models.names(), kernels.OPTIMISE)
     assert [kernels.key(one) for one in BASELINE["figures"]] == wanted
+    on_linux = kernels.jobs(kernels.LINUX, kernel_models.names(), ["-O2"])
+    assert [kernels.key(one) for one in BASELINE["linux"]] == on_linux
 
 
 def test_multiplications():

@@ -26,6 +26,16 @@ MODELS = ("lstm32-int8", "lstm32-int4", "lstm32-mix", "gru32-int8")
 def test_nothing_grows_over_the_baseline(core, model):
     found = footprint.measure(ready(core), kernel_models.by_name(model), "-O2")
     assert found.stack_measured_bytes <= found.stack_bytes
+    not_grown(found)
+
+
+@pytest.mark.parametrize("computer", kernels.LINUX)
+@pytest.mark.parametrize("model", MODELS)
+def test_instructions_on_linux_do_not_grow_over_the_baseline(computer, model):
+    not_grown(footprint.count_instructions(ready(computer), kernel_models.by_name(model), "-O2"))
+
+
+def not_grown(found: footprint.Figures | footprint.Count) -> None:
     grown = kernels.growth(BASELINE, [found], kernels.compiler())
     if grown:
         pytest.fail("\n".join(grown), pytrace=False)
