@@ -46,7 +46,7 @@ from edgetqs.litert import quiet
 from edgetqs.model import Channel, Dense, Feedback, Forecaster, Lstm, frozen
 from edgetqs.quantizer import quantize
 from edgetqs.show import table
-from edgetqs.target import load_target
+from edgetqs.target import Target, load_target
 from edgetqs.units import blocks
 from edgetqs.write_tflite import write_tflite
 
@@ -93,11 +93,16 @@ def quantized(model: Forecaster, widths: str) -> IntegerModel:
     return quantize(model, {block: width(block) for block in blocks(model)}, "nearest")
 
 
+def own_target() -> Target:
+    """What this computer's C is emitted and compiled for."""
+    return load_target("raspberry-pi-4" if platform.machine() == "aarch64" else "x86")
+
+
 class Program:
     """The emitted C in a program that times itself when it is asked to."""
 
     def __init__(self, model: IntegerModel, codes: np.ndarray, folder: Path) -> None:
-        target = load_target("x86")
+        target = own_target()
         replay = Replay(np.zeros((2, FEATURES), np.float32), np.zeros((4, 0), np.float32), "zeros")
         texts = emit_c(model, target.cpu.kernels, replay, horizon=4, version="0", plan_hash="0")
         sources = images.write_sources(folder / "src", texts, target.cpu.kernels)
@@ -289,10 +294,10 @@ def compared(rows: Sequence[dict[str, Any]], units: int) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    vectors = "AVX2" if "avx2" in fields.get("flags", "").split() else "no AVX2"
+    vectors = "AVX2" if "avx2" in fields.get("flags", "").split() else f"{own_target().cpu.kernels}, no AVX2"
     return {
-        "processor": f"{fields.get('model name', platform.processor())}, {vectors}",
-        "gcc": toolchain(load_target("x86")).version,
+        "processor": f"{fields.get('model name', platform.machine())}, {vectors}",
+        "gcc": toolchain(own_target()).version,
         "litert": version("ai-edge-litert"),
     }
 

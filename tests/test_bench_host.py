@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import host
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the x86 target runs on x86-64 only")
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="no target is compiled for this computer"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +44,9 @@ def test_ratios_are_against_the_faster_setting(figures):
     fused = min(times[f"LiteRT, fused float32{xnnpack}", "sequence"] for xnnpack in ("", ", XNNPACK"))
     ratio = fused / times["edgetqs C, int8", "step by step"]
     assert figures["ratios"][0]["int8"]["fused float32, sequence"] == pytest.approx(ratio, abs=0.01)
+
+
+@pytest.mark.parametrize(("machine", "kernels"), [("x86_64", "simd"), ("aarch64", "neon")])
+def test_the_c_is_that_of_this_computer(machine, kernels, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert host.own_target().cpu.kernels == kernels
