@@ -118,14 +118,14 @@ static inline void store_some(int16_t *to, lanes16 values, unsigned count)
     }
 }
 
-static inline lanes16 all16(int16_t value)
-{
-    return (lanes16){0} + value;
-}
-
 static inline ulanes32 all32(uint32_t value)
 {
     return (ulanes32){0} + value;
+}
+
+static inline ulanes16 all16(unsigned value)
+{
+    return (ulanes16)all32(value << 16 | value);
 }
 
 /* Two values in every 32 bits. */

@@ -25,19 +25,14 @@ typedef struct {
 #define TANH_BITS 8
 #define SIGMOID_BITS 7
 
-static inline ulanes16 same16(unsigned value)
-{
-    return (ulanes16)all32(value << 16 | value);
-}
-
 static inline parameters parameters_of(unsigned bits, unsigned k)
 {
     return (parameters){
         (int)bits,
-        same16((15u << bits) >> k),
-        same16((((255u << (16u - bits)) / 15u) << k) - 1u),
-        same16(((k + 1u) >> 1) << (bits - 1u)),
-        same16((k >> 1) << (bits - 2u)),
+        all16((15u << bits) >> k),
+        all16((((255u << (16u - bits)) / 15u) << k) - 1u),
+        all16(((k + 1u) >> 1) << (bits - 1u)),
+        all16((k >> 1) << (bits - 2u)),
     };
 }
 
@@ -58,7 +53,7 @@ static inline uint32_t pair_at(uint64_t index)
     return pair;
 }
 
-/* Two neighbouring entries in each of four lanes. Gathers are slower than this, with some microcode by far. */
+/* Two neighbouring entries in each of four lanes. A gather takes longer. */
 static inline fours32 four_pairs(uint64_t indices)
 {
     return (fours32){pair_at(indices & 0xFFFF), pair_at(indices >> 16 & 0xFFFF), pair_at(indices >> 32 & 0xFFFF),
@@ -83,12 +78,12 @@ static inline lanes16 entries_high(ulanes64 indices)
 #endif
 }
 
-/* Of a z with that magnitude and sign, without the sign: an entry times 2^(16 - bits), on the way to the next. */
+/* The value at a z with that magnitude and sign, less the value at 0, without the sign. */
 static inline ulanes16 interpolated(ulanes16 u, ulanes16 sign, parameters p)
 {
     ulanes16 rounding = (sign & p.minus) | (~sign & p.plus);
     ulanes16 fraction = averaged(u * p.factor, rounding) >> (p.bits - 1);
-    ulanes16 rest = same16(1u << (16 - p.bits)) - fraction;
+    ulanes16 rest = all16(1u << (16 - p.bits)) - fraction;
     ulanes64 e = (ulanes64)upper_products(u, p.factor);
     ulanes32 low = pair_products(entries_low(e), pairs_low((lanes16)rest, (lanes16)fraction));
     ulanes32 high = pair_products(entries_high(e), pairs_high((lanes16)rest, (lanes16)fraction));
@@ -103,7 +98,7 @@ static inline lanes16 tanh_of(ulanes16 u, ulanes16 sign, parameters p)
 
 static inline lanes16 sigmoid_of(ulanes16 u, ulanes16 sign, parameters p)
 {
-    return (lanes16)(with_sign(interpolated(u, sign, p), sign) + same16(1u << 14));
+    return (lanes16)(with_sign(interpolated(u, sign, p), sign) + all16(1u << 14));
 }
 
 CELLS(void, sigmoid)(int16_t *values, unsigned count)
@@ -145,13 +140,13 @@ CELLS(void, tanh)(int16_t *values, unsigned count, unsigned table_shift)
 /* gate * value / 2^(shift + 1), see edgetqs_cells.c; of the lower and of the upper lanes. */
 static inline ulanes32 gated_low(lanes16 gate, lanes16 value, int shift)
 {
-    ulanes32 product = pair_products(pairs_low(gate, all16(2)), pairs_low(value, value >> 15));
+    ulanes32 product = pair_products(pairs_low(gate, (lanes16)all16(2)), pairs_low(value, value >> 15));
     return shifted(product + all32((1u << shift) + 1u), shift + 1);
 }
 
 static inline ulanes32 gated_high(lanes16 gate, lanes16 value, int shift)
 {
-    ulanes32 product = pair_products(pairs_high(gate, all16(2)), pairs_high(value, value >> 15));
+    ulanes32 product = pair_products(pairs_high(gate, (lanes16)all16(2)), pairs_high(value, value >> 15));
     return shifted(product + all32((1u << shift) + 1u), shift + 1);
 }
 
@@ -164,7 +159,7 @@ static inline lanes16 gated(lanes16 gate, lanes16 value)
 /* A cell state's magnitude as tanh reads it, at 5*2^-13: times 52429 / 2^(cell_bits + 5), or more than tanh counts. */
 static inline ulanes16 scaled(ulanes16 magnitude, unsigned cell_bits)
 {
-    const ulanes16 factor = same16(52429);
+    const ulanes16 factor = all16(52429);
     lanes16 lower = (lanes16)(magnitude * factor);
     lanes16 upper = (lanes16)upper_products(magnitude, factor);
     ulanes32 low = rounded((ulanes32)pairs_low(lower, upper), (int)cell_bits + 5);

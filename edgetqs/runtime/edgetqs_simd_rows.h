@@ -22,8 +22,8 @@ typedef struct {
     ulanes32 second;
 } sums;
 
-#define LOW_BYTE ((ulanes16)all32(0x00FF00FFu))
-#define LOW_NIBBLE ((ulanes16)all32(0x000F000Fu))
+#define LOW_BYTE all16(0xFF)
+#define LOW_NIBBLE all16(0xF)
 
 /* Keeps gcc from loading twice, from adding up elsewhere first, from moving registers. */
 #if defined(EDGETQS_SSE2)
